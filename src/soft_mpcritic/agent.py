@@ -1,0 +1,386 @@
+"""The agent: plans with what it learned, and learns from what it plans.
+
+Everything here is a pure function of explicit state, fit for jit, scan, and vmap over seeds. `Agent` holds only
+settings; `AgentState` is the pytree of all that changes.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from soft_mpcritic.config import Config, PlannerConfig
+from soft_mpcritic.critic import SoftQ
+from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, Normalizer, dynamics_loss
+from soft_mpcritic.envs.registry import Task
+from soft_mpcritic.math import polyak
+from soft_mpcritic.networks import MLP
+from soft_mpcritic.planning import (
+    MPPI,
+    SAMPLERS,
+    CVaRReturn,
+    EntropicReturn,
+    GaussianPrior,
+    Scenarios,
+    UniformPrior,
+    fit_horizon,
+    mean_return,
+    shift,
+    worst_return,
+)
+from soft_mpcritic.replay import Replay
+from soft_mpcritic.types import Experience, PlanResult, RiskMeasure, StepOutcome, Transition
+
+Explore = Literal["random", "sample", "mean"]
+
+
+class Models(eqx.Module):
+    """What was learned: all that planning needs."""
+
+    dynamics: EnsembleDynamics
+    critic: SoftQ
+    target_critic: SoftQ
+    obs_scale: Normalizer
+    change_scale: Normalizer
+
+
+class Pending(eqx.Module):
+    """The step that is under way in each of E environments."""
+
+    obs: Float[Array, "E S"]
+    action: Float[Array, "E A"]
+    plan: Float[Array, "E T A"]  # made at `obs`; between steps: the start of the next solve
+
+
+class AgentState(eqx.Module):
+    """Everything that changes while learning."""
+
+    models: Models
+    dynamics_optimizer: optax.OptState
+    critic_optimizer: optax.OptState
+    replay: Replay
+    pending: Pending
+    key: PRNGKeyArray
+    updates: Int[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """Figures of one environment step; means over environments, samples or the minibatch."""
+
+    critic_loss: Float[Array, ""]  # in the critic's unit
+    dynamics_loss: Float[Array, ""]  # mean over members, in normalised changes
+    member_spread: Float[Array, ""]  # between the members' losses, relative to their mean
+    q_mean: Float[Array, ""]  # over the critic's minibatch
+    q_head_gap: Float[Array, ""]  # mean distance between the two heads
+    target_mean: Float[Array, ""]
+    target_effective_samples: Float[Array, ""]
+    target_invalid: Float[Array, ""]  # fraction of target samples
+    plan_age: Float[Array, ""]  # updates since the replayed plans were last refined
+    plan_change: Float[Array, ""]  # root mean square of what the refinement changed
+    value: Float[Array, ""]  # soft value of the online solve
+    effective_samples: Float[Array, ""]
+    best_return: Float[Array, ""]
+    mean_return: Float[Array, ""]
+    clip_fraction: Float[Array, ""]
+    invalid_fraction: Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Soft MPCritic for one task and one configuration."""
+
+    task: Task
+    config: Config
+
+    # ---------------------------------------------------------------- state
+
+    def init(self, key: PRNGKeyArray) -> AgentState:
+        """Fresh networks, an empty replay, and plans of zeros."""
+        config, task = self.config, self.task
+        dynamics_key, critic_key, key = jax.random.split(key, 3)
+        inputs = len(self._visible) + task.action_size
+        dynamics = EnsembleDynamics.init(dynamics_key, inputs, task.obs_size, config.dynamics)
+        critic = SoftQ.init(critic_key, inputs, config.objective.discount, config.critic)
+        models = Models(
+            dynamics=dynamics,
+            critic=critic,
+            target_critic=jax.tree.map(jnp.copy, critic),
+            obs_scale=Normalizer.init(task.obs_size, OBS_FLOOR),
+            change_scale=Normalizer.init(task.obs_size, CHANGE_FLOOR),
+        )
+        envs, slots = config.training.num_envs, config.planner.horizon + 1
+        target_slots = config.target_planner.horizon + 1
+        return AgentState(
+            models=models,
+            dynamics_optimizer=self._dynamics_optimizer.init(dynamics.members),
+            critic_optimizer=self._critic_optimizer.init(critic.networks),
+            replay=Replay.init(config.training.capacity, task.obs_size, task.action_size, target_slots),
+            pending=Pending(
+                obs=jnp.zeros((envs, task.obs_size)),
+                action=jnp.zeros((envs, task.action_size)),
+                plan=jnp.zeros((envs, slots, task.action_size)),
+            ),
+            key=key,
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    # ------------------------------------------------- one environment step
+
+    def begin(self, state: AgentState, obs: Float[Array, "E S"], explore: Explore) -> tuple[AgentState, Array]:
+        """First actions [E, A], in the task's units, for first observations."""
+        pending = dataclasses.replace(state.pending, obs=obs, plan=jnp.zeros_like(state.pending.plan))
+        state, _ = self.act(dataclasses.replace(state, pending=pending), explore)
+        return state, self.to_env(state.pending.action)
+
+    def step(
+        self, state: AgentState, experience: Experience, explore: Explore, updates: int
+    ) -> tuple[AgentState, Array, Metrics]:
+        """Stores what came of the pending actions, learns for `updates` updates, and acts again."""
+        state, learned = self.learn(self.observe(state, experience), updates)
+        state, result = self.act(state, explore)
+        return state, self.to_env(state.pending.action), _metrics(learned, result)
+
+    def observe(self, state: AgentState, experience: Experience) -> AgentState:
+        """Stores E transitions with their shifted plans; plans start anew where an episode ended."""
+        pending = state.pending
+        transition = Transition(
+            pending.obs,
+            pending.action,
+            experience.reward,
+            experience.next_obs,
+            experience.terminated.astype(jnp.float32),
+        )
+        shifted = shift(pending.plan)
+        next_plans = fit_horizon(shifted, self.config.target_planner.horizon + 1)
+        start_plan = jnp.where(experience.done[:, None, None], 0.0, shifted)
+        models = state.models
+        if self.config.dynamics.normalize:
+            models = dataclasses.replace(
+                models,
+                obs_scale=models.obs_scale.update(transition.obs),
+                change_scale=models.change_scale.update(transition.next_obs - transition.obs),
+            )
+        return dataclasses.replace(
+            state,
+            models=models,
+            replay=state.replay.add(transition, next_plans, state.updates),
+            pending=dataclasses.replace(pending, obs=experience.start_obs, plan=start_plan),
+        )
+
+    def act(self, state: AgentState, explore: Explore) -> tuple[AgentState, PlanResult | None]:
+        """Chooses the pending actions: by planning, or uniformly in the box."""
+        key, action_key = jax.random.split(state.key)
+        if explore == "random":
+            action = jax.random.uniform(action_key, state.pending.action.shape, minval=-1, maxval=1)
+            plan = jnp.zeros_like(state.pending.plan)
+            result = None
+        else:
+            result = self.plan(state.models, action_key, state.pending.obs, state.pending.plan)
+            action = (result.sample if explore == "sample" else result.plan)[:, 0]
+            plan = result.plan
+        pending = dataclasses.replace(state.pending, action=action, plan=plan)
+        return dataclasses.replace(state, pending=pending, key=key), result
+
+    # --------------------------------------------------------------- learning
+
+    def learn(self, state: AgentState, updates: int) -> tuple[AgentState, Metrics]:
+        """`updates` gradient updates of critic and models; the figures are the last update's."""
+        if updates == 1:
+            return self.update(state)
+        return jax.lax.fori_loop(1, updates, lambda _, carry: self.update(carry[0]), self.update(state))
+
+    def update(self, state: AgentState) -> tuple[AgentState, Metrics]:
+        """One round of amortised value iteration and one step of model learning."""
+        key, critic_key, dynamics_key = jax.random.split(state.key, 3)
+        state, critic_figures = self._update_critic(dataclasses.replace(state, key=key), critic_key)
+        state, member_losses = self._update_dynamics(state, dynamics_key)
+        loss = jnp.mean(member_losses)
+        figures = critic_figures._replace(
+            dynamics_loss=loss,
+            member_spread=jnp.std(member_losses) / jnp.maximum(loss, 1e-12),
+        )
+        return dataclasses.replace(state, updates=state.updates + 1), figures
+
+    def targets(
+        self, models: Models, key: PRNGKeyArray, batch: Transition, start: Float[Array, "R T A"]
+    ) -> tuple[Float[Array, " R"], PlanResult]:
+        """y = r + gamma (1 - terminated) V(s'), V by the target planner from `start`; -inf where no sample is valid."""
+        result = self._solve(self.config.target_planner, models, models.target_critic, key, batch.next_obs, start)
+        alive = batch.terminated == 0  # a product with V would turn an invalid V of a finished episode into NaN
+        future = jnp.where(alive, self.config.objective.discount * result.value, 0.0)
+        return batch.reward + future, result
+
+    def _update_critic(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, Metrics]:
+        config, models, replay = self.config.critic, state.models, state.replay
+        row_key, plan_key = jax.random.split(key)
+        rows = replay.sample_rows(row_key, (config.batch_size,))
+        batch, start = replay.take(rows), replay.plans[rows]
+        age = jnp.mean(state.updates - replay.planned_at[rows])
+        target, result = self.targets(models, plan_key, batch, start)
+        replay = replay.write_plans(rows, result.plan, state.updates)
+
+        weight = jnp.isfinite(target).astype(target.dtype)
+        features = self.features(models, batch.obs)
+
+        def loss_of(networks: MLP) -> tuple[Array, Array]:
+            critic = dataclasses.replace(models.critic, networks=networks)
+            return critic.loss(features, batch.action, target, weight)
+
+        (loss, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(models.critic.networks)
+        change, optimizer = self._critic_optimizer.update(gradient, state.critic_optimizer)
+        networks = optax.apply_updates(models.critic.networks, change)
+        due = (state.updates + 1) % config.target_every == 0
+        target_step = jnp.where(due, config.target_step, 0.0)
+        models = dataclasses.replace(
+            models,
+            critic=dataclasses.replace(models.critic, networks=networks),
+            target_critic=dataclasses.replace(
+                models.target_critic, networks=polyak(models.target_critic.networks, networks, target_step)
+            ),
+        )
+        zero = jnp.zeros(())
+        figures = Metrics(
+            critic_loss=loss,
+            dynamics_loss=zero,
+            member_spread=zero,
+            q_mean=jnp.mean(values),
+            q_head_gap=jnp.mean(jnp.max(values, axis=0) - jnp.min(values, axis=0)),
+            target_mean=jnp.sum(jnp.where(weight > 0, target, 0.0)) / jnp.maximum(jnp.sum(weight), 1),
+            target_effective_samples=jnp.mean(result.stats.effective_samples),
+            target_invalid=jnp.mean(result.stats.invalid_fraction),
+            plan_age=age,
+            plan_change=jnp.sqrt(jnp.mean((result.plan - start) ** 2)),
+            value=zero,
+            effective_samples=zero,
+            best_return=zero,
+            mean_return=zero,
+            clip_fraction=zero,
+            invalid_fraction=zero,
+        )
+        return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures
+
+    def _update_dynamics(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, Float[Array, " N"]]:
+        config, models = self.config.dynamics, state.models
+        batches = config.members if config.own_batches else 1
+        rows = state.replay.sample_rows(key, (batches * config.batch_size,))
+        batch = state.replay.take(rows)
+        inputs = jnp.concatenate([self.features(models, batch.obs), batch.action], axis=-1)
+        targets = models.change_scale.normalize(batch.next_obs - batch.obs)
+
+        def per_member(flat: Float[Array, "R X"]) -> Float[Array, "N J X"]:
+            grouped = flat.reshape(batches, config.batch_size, -1)
+            return jnp.broadcast_to(grouped, (config.members, *grouped.shape[1:]))
+
+        (_, losses), gradient = jax.value_and_grad(dynamics_loss, has_aux=True)(
+            models.dynamics.members, per_member(inputs), per_member(targets)
+        )
+        change, optimizer = self._dynamics_optimizer.update(gradient, state.dynamics_optimizer)
+        members = optax.apply_updates(models.dynamics.members, change)
+        models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
+        return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses
+
+    # --------------------------------------------------------------- planning
+
+    def plan(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+    ) -> PlanResult:
+        """The online solve at `obs` from `start`, with the critic as it is now."""
+        return self._solve(self.config.planner, models, models.critic, key, obs, start)
+
+    def _solve(
+        self,
+        config: PlannerConfig,
+        models: Models,
+        critic: SoftQ,
+        key: PRNGKeyArray,
+        obs: Float[Array, "B S"],
+        start: Float[Array, "B T A"],
+    ) -> PlanResult:
+        sample_key, scenario_key = jax.random.split(key)
+
+        def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
+            return critic.least(self.features(models, obs), jnp.clip(action, -1, 1))
+
+        def step(member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> StepOutcome:
+            return self.model_step(models, member, obs, action)
+
+        def returns_fn(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
+            members = models.dynamics.members
+            return self._scenarios.returns(scenario_key, step, members, terminal_value, obs, actions)
+
+        return self._planner(config).solve(sample_key, start, returns_fn)
+
+    def model_step(
+        self, models: Models, member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]
+    ) -> StepOutcome:
+        """What one member makes of a step, with the task's known reward and termination; actions are clipped here."""
+        action = jnp.clip(action, -1, 1)
+        inputs = jnp.concatenate([self.features(models, obs), action], axis=-1)
+        next_obs = obs + models.change_scale.denormalize(member(inputs))
+        known, env_action = self.task.spec, self.to_env(action)
+        reward = known.reward(obs, env_action, next_obs)
+        if not self.config.objective.terminations:
+            return StepOutcome(next_obs, reward, jnp.ones_like(reward))
+        return StepOutcome(next_obs, reward, 1 - known.termination(obs, env_action, next_obs))
+
+    def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
+        """What the networks see of an observation: scaled, and without the task's positions unless asked for."""
+        return models.obs_scale.normalize(obs)[:, jnp.array(self._visible)]
+
+    def to_env(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
+        """From the library's box [-1, 1] to the task's own."""
+        low, high = jnp.array(self.task.action_low), jnp.array(self.task.action_high)
+        return low[None, :] + 0.5 * (action + 1) * (high - low)[None, :]
+
+    # --------------------------------------------------------------- settings
+
+    @cached_property
+    def _visible(self) -> tuple[int, ...]:
+        hidden = () if self.config.training.observe_position else self.task.spec.positions
+        return tuple(i for i in range(self.task.obs_size) if i not in hidden)
+
+    @cached_property
+    def _scenarios(self) -> Scenarios:
+        objective = self.config.objective
+        risks: dict[str, RiskMeasure] = {
+            "mean": mean_return,
+            "entropic": EntropicReturn(objective.risk_parameter),
+            "cvar": CVaRReturn(objective.risk_parameter),
+            "worst": worst_return,
+        }
+        return Scenarios(objective.scenarios, objective.discount, risks[objective.risk])
+
+    def _planner(self, config: PlannerConfig) -> MPPI:
+        objective = self.config.objective
+        prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
+        return MPPI(
+            prior=prior(objective.variance),
+            sampler=SAMPLERS[config.sampler],
+            num_samples=config.num_samples,
+            temperature=objective.temperature,
+            ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
+            iterations=config.iterations,
+            keep_nominal=config.keep_nominal,
+        )
+
+    @cached_property
+    def _dynamics_optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.config.dynamics.learning_rate)
+
+    @cached_property
+    def _critic_optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.config.critic.learning_rate)
+
+
+def _metrics(learned: Metrics, result: PlanResult | None) -> Metrics:
+    """The learner's figures completed with those of the online solve."""
+    if result is None:
+        return learned
+    stats = {name: jnp.mean(figure) for name, figure in result.stats._asdict().items()}
+    return learned._replace(value=jnp.mean(result.value), **stats)

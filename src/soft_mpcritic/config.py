@@ -1,0 +1,234 @@
+"""Every setting of a run, checked when built, and the presets.
+
+A setting that cannot work raises `ConfigError` with the field, the value and the remedy.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+
+class ConfigError(ValueError):
+    """A setting that the user can mend; the message is one line."""
+
+
+def check(condition: bool, name: str, rule: str, value: object, remedy: str) -> None:
+    """Raises `ConfigError("NAME must RULE, got VALUE: REMEDY.")` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name} must {rule}, got {value}: {remedy}.")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The soft objective that the online planner, the target planner and so the critic share."""
+
+    prior: Literal["gaussian", "uniform"] = "gaussian"
+    variance: float = 0.1  # of the proposal per action component, in units of the box [-1, 1]
+    temperature: float = 0.1  # lambda, in units of reward
+    discount: float = 0.99  # gamma
+    ratio_weights: Literal["discounted", "unit"] = "discounted"  # w_t = gamma^t, or 1
+    scenarios: Literal["per_step", "per_sample", "all_members"] = "per_step"
+    risk: Literal["mean", "entropic", "cvar", "worst"] = "mean"  # joins the members' returns in all_members
+    risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
+    terminations: bool = True  # does planning know that episodes end?
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check(_positive(self.variance), "variance", "be > 0", self.variance, "0.1 is the paper's")
+        check(_positive(self.temperature), "temperature", "be > 0", self.temperature, "try 0.1")
+        check(self.temperature >= 1e-6, "temperature", "be >= 1e-6", self.temperature, "float32 resolves no less")
+        check(0 <= self.discount <= 1, "discount", "lie in [0, 1]", self.discount, "try 0.99")
+        check(_positive(self.risk_parameter), "risk_parameter", "be > 0", self.risk_parameter, "try 0.5")
+        alpha_fits = self.risk != "cvar" or self.risk_parameter <= 1
+        check(alpha_fits, "risk_parameter", "be <= 1 for cvar", self.risk_parameter, "1 is the mean")
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """How hard one solve works."""
+
+    horizon: int = 4  # H, model steps before Q
+    num_samples: int = 128  # K
+    iterations: int = 1
+    sampler: Literal["iid", "antithetic", "sobol"] = "antithetic"
+    keep_nominal: bool = False  # is the plan itself one of the samples?
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check(self.horizon >= 0, "horizon", "be >= 0", self.horizon, "use 0 for soft Q-iteration without a model")
+        check(self.num_samples >= 1, "num_samples", "be >= 1", self.num_samples, "use 16 or more for targets")
+        check(self.iterations >= 1, "iterations", "be >= 1", self.iterations, "1 is enough with a warm start")
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """The ensemble of one-step models."""
+
+    members: int = 4  # N
+    width: int = 256
+    depth: int = 2
+    learning_rate: float = 1e-3
+    batch_size: int = 256
+    own_batches: bool = True  # does every member draw its own minibatch?
+    normalize: bool = True  # inputs and changes, by slowly moving statistics
+
+    def __post_init__(self) -> None:
+        check(self.members >= 1, "members", "be >= 1", self.members, "1 is a single model, 4 the paper's ensemble")
+        _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The soft Q-function."""
+
+    heads: int = 2  # 1 or 2; planning and targets take the least of them
+    width: int = 256
+    depth: int = 2
+    layer_norm: bool = True
+    learning_rate: float = 3e-4
+    batch_size: int = 64
+    loss: Literal["mse", "hl_gauss"] = "mse"
+    bins: int = 101  # of hl_gauss
+    support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, in the critic's unit
+    unit: Literal["reward", "return"] = "return"  # network output 1 means 1, or 1 / (1 - discount)
+    target_step: float = 0.01
+    target_every: int = 1  # updates between steps of the target network
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check(self.heads in (1, 2), "heads", "be 1 or 2", self.heads, "2 guards against overestimation")
+        check(0 < self.target_step <= 1, "target_step", "lie in (0, 1]", self.target_step, "try 0.005")
+        check(self.target_every >= 1, "target_every", "be >= 1", self.target_every, "use 1 for every update")
+        check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
+        check(self.support[0] < self.support[1], "support", "be ordered", self.support, "try (-20, 20)")
+        _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop around the agent."""
+
+    seed_steps: int = 500  # random actions before learning starts
+    updates_per_step: int = 1  # gradient updates per environment step
+    pretrain_updates: int = 500  # updates at the end of the seed phase
+    capacity: int = 1_000_000  # transitions that the replay holds
+    num_envs: int = 1  # E
+    vectorization: Literal["sync", "async"] = "sync"
+    explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
+    observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
+    log_every: int = 500
+    evaluate_every: int = 2_500
+    evaluation_episodes: int = 10
+    checkpoint_every: int = 5_000
+    checkpoints_kept: int = 2
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check(self.seed_steps >= 0, "seed_steps", "be >= 0", self.seed_steps, "use 0 to learn from step 1")
+        check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")
+        for name in ("updates_per_step", "capacity", "num_envs", "log_every", "evaluate_every", "evaluation_episodes"):
+            check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")
+        for name in ("checkpoint_every", "checkpoints_kept"):
+            check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")
+        fits = self.capacity >= self.num_envs
+        check(fits, "capacity", f"be >= num_envs = {self.num_envs}", self.capacity, "raise it")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    target_planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(num_samples=16))
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        undiscounted = self.objective.discount == 1 and self.critic.unit == "return"
+        check(not undiscounted, "discount", 'be < 1 with critic.unit "return"', 1, 'use critic.unit "reward"')
+
+
+def _paper() -> Config:
+    return Config(
+        objective=ObjectiveConfig(terminations=False),
+        planner=PlannerConfig(num_samples=200, sampler="iid"),
+        target_planner=PlannerConfig(num_samples=20, sampler="iid"),
+        dynamics=DynamicsConfig(learning_rate=3e-4, batch_size=32, own_batches=False, normalize=False),
+        critic=CriticConfig(heads=1, layer_norm=False, batch_size=32, unit="reward", target_step=0.005, target_every=2),
+        training=TrainingConfig(seed_steps=0, pretrain_updates=0, explore="mean", observe_position=True),
+    )
+
+
+def _paper_uniform() -> Config:
+    paper = _paper()
+    return dataclasses.replace(
+        paper,
+        objective=dataclasses.replace(paper.objective, prior="uniform", variance=0.05, temperature=0.15),
+        planner=dataclasses.replace(paper.planner, num_samples=600),
+        target_planner=dataclasses.replace(paper.target_planner, num_samples=60),
+    )
+
+
+PRESETS = {"default": Config, "paper": _paper, "paper-uniform": _paper_uniform}
+
+
+def preset(name: str) -> Config:
+    """A preset by its name; raises `ConfigError` for an unknown one."""
+    check(name in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", repr(name), "choose one of these")
+    return PRESETS[name]()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dictionary, fit for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`; raises `ConfigError` for names that no setting has."""
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    unknown = set(values) - set(sections)
+    check(not unknown, "settings", f"be among {', '.join(sections)}", ", ".join(sorted(unknown)), "remove them")
+    section_types = get_type_hints(Config)
+    return Config(**{name: _section(section_types[name], name, values[name]) for name in values})
+
+
+def override(config: Config, assignments: Mapping[str, Any]) -> Config:
+    """`config` with dotted names replaced, {"planner.horizon": 2}; raises `ConfigError` for unknown names."""
+    values = to_dict(config)
+    for name, value in assignments.items():
+        section, _, key = name.partition(".")
+        known = [f"{s}.{k}" for s in values for k in values[s]]
+        check(name in known, "setting", "exist", repr(name), f"settings are {', '.join(known)}")
+        values[section][key] = value
+    return from_dict(values)
+
+
+def _section(section_type: type, name: str, values: Mapping[str, Any]) -> Any:
+    known = [f.name for f in dataclasses.fields(section_type)]
+    unknown = set(values) - set(known)
+    check(not unknown, f"{name} settings", f"be among {', '.join(known)}", ", ".join(sorted(unknown)), "remove them")
+    return section_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def check_choices(section: Any) -> None:
+    """Literal-typed fields hold one of their choices; raises `ConfigError` otherwise."""
+    for name, hint in get_type_hints(type(section)).items():
+        choices = get_args(hint)
+        if choices and all(isinstance(choice, str) for choice in choices):
+            value = getattr(section, name)
+            check(value in choices, name, f"be one of {', '.join(choices)}", repr(value), "choose one of these")
+
+
+def _check_network(width: int, depth: int, learning_rate: float, batch_size: int) -> None:
+    check(width >= 1, "width", "be >= 1", width, "try 256")
+    check(depth >= 1, "depth", "be >= 1", depth, "try 2")
+    check(_positive(learning_rate), "learning_rate", "be > 0", learning_rate, "try 3e-4")
+    check(batch_size >= 1, "batch_size", "be >= 1", batch_size, "try 64")
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0

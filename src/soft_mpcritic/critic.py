@@ -1,0 +1,84 @@
+"""The soft terminal Q-function, its target network's job, and its loss."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from soft_mpcritic.config import CriticConfig
+from soft_mpcritic.math import hl_gauss
+from soft_mpcritic.networks import MLP, init_ensemble
+
+BIN_SPREAD = 0.75  # deviation of HL-Gauss histograms in bins, as in Farebrother et al., "Stop Regressing"
+
+
+class SoftQ(eqx.Module):
+    """One or two heads from (features, action) to the discounted return.
+
+    Networks work in the critic's `unit`: with 1 / (1 - gamma), outputs have the size of a single reward whatever
+    the horizon of the discount, and regress as easily.
+    """
+
+    networks: MLP  # leading axis M
+    unit: float = eqx.field(static=True)
+    config: CriticConfig = eqx.field(static=True)
+
+    @staticmethod
+    def init(key: PRNGKeyArray, inputs: int, discount: float, config: CriticConfig) -> "SoftQ":
+        """`inputs` is the size of features and action together."""
+        outputs = config.bins if config.loss == "hl_gauss" else 1
+        networks = init_ensemble(
+            key,
+            config.heads,
+            inputs,
+            outputs,
+            width=config.width,
+            depth=config.depth,
+            layer_norm=config.layer_norm,
+        )
+        unit = 1 / (1 - discount) if config.unit == "return" else 1.0
+        return SoftQ(networks, unit, config)
+
+    def heads(self, features: Float[Array, "R F"], action: Float[Array, "R A"]) -> Float[Array, "M R"]:
+        """The value of every head, in units of reward."""
+        return self._value(self._outputs(features, action))
+
+    def least(self, features: Float[Array, "R F"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
+        """The least of the heads: planning looks for the critic's errors, and overestimates hurt most."""
+        return jnp.min(self.heads(features, action), axis=0)
+
+    def loss(
+        self,
+        features: Float[Array, "R F"],
+        action: Float[Array, "R A"],
+        target: Float[Array, " R"],
+        weight: Float[Array, " R"],
+    ) -> tuple[Float[Array, ""], Float[Array, "M R"]]:
+        """Weighted mean of squared error in the critic's unit, or HL-Gauss cross-entropy, summed over heads; values.
+
+        Rows of weight 0 do not count, whatever their target.
+        """
+        outputs = self._outputs(features, action)
+        target = jnp.where(weight > 0, target, 0.0) / self.unit
+        if self.config.loss == "mse":
+            errors = (outputs[..., 0] - target[None]) ** 2
+        else:
+            width = (self.config.support[1] - self.config.support[0]) / self.config.bins
+            labels = hl_gauss(target, self._edges, BIN_SPREAD * width)
+            errors = -jnp.sum(labels[None] * jax.nn.log_softmax(outputs, axis=-1), axis=-1)
+        weighted = jnp.sum(errors * weight[None]) / jnp.maximum(jnp.sum(weight), 1)
+        return weighted, self._value(outputs)
+
+    def _outputs(self, features: Float[Array, "R F"], action: Float[Array, "R A"]) -> Float[Array, "M R O"]:
+        rows = jnp.concatenate([features, action], axis=-1)
+        return jax.vmap(lambda network: network(rows))(self.networks)
+
+    def _value(self, outputs: Float[Array, "M R O"]) -> Float[Array, "M R"]:
+        if self.config.loss == "mse":
+            return self.unit * outputs[..., 0]
+        centres = 0.5 * (self._edges[1:] + self._edges[:-1])
+        return self.unit * (jax.nn.softmax(outputs, axis=-1) @ centres)
+
+    @property
+    def _edges(self) -> Float[Array, " J"]:
+        return jnp.linspace(*self.config.support, self.config.bins + 1)

@@ -1,0 +1,100 @@
+"""From an environment's id to everything that the agent must know of it, with clear refusals."""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Space
+
+from soft_mpcritic.config import ConfigError
+from soft_mpcritic.envs.tasks import TASKS, TaskSpec
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as the agent sees it: sizes, the box of its actions and what is known of its reward."""
+
+    env_id: str
+    obs_size: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    spec: TaskSpec
+
+    @property
+    def action_size(self) -> int:
+        return len(self.action_low)
+
+    def make_env(self, **options: Any) -> gym.Env:
+        """A new environment of this task; `options` go to `gymnasium.make`."""
+        return gym.make(self.env_id, disable_env_checker=True, **{**self.spec.env_options, **options})
+
+
+def make_task(env_id: str) -> Task:
+    """Looks the task up and checks its spaces; raises `ConfigError` in one line for whatever does not fit."""
+    _check_known(env_id)
+    spec = TASKS[env_id]
+    env = gym.make(env_id, disable_env_checker=True, **spec.env_options)
+    try:
+        obs_space = _checked_observation(env_id, env.observation_space)
+        action_space = _checked_action(env_id, env.action_space)
+    finally:
+        env.close()
+    low, high = action_space.low.astype(float), action_space.high.astype(float)
+    return Task(env_id, obs_space.shape[0], tuple(low.tolist()), tuple(high.tolist()), spec)
+
+
+def _check_known(env_id: str) -> None:
+    if env_id not in gym.registry:
+        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}" if near else "gymnasium.registry lists what is installed"
+        raise ConfigError(f"environment {env_id!r} is not registered with Gymnasium: {hint}?")
+    if env_id not in TASKS:
+        _refuse_spaces_first(env_id)
+        raise ConfigError(
+            f"environment {env_id!r} has no known reward and termination here: use one of {', '.join(TASKS)}, "
+            "or add a TaskSpec."
+        )
+
+
+def _refuse_spaces_first(env_id: str) -> None:
+    """A space that can never work is the better news to give than a missing spec."""
+    try:
+        env = gym.make(env_id, disable_env_checker=True)
+    except Exception as error:  # whatever the constructor of a foreign environment raises
+        raise ConfigError(f"environment {env_id!r} cannot be made: {' '.join(str(error).split())}") from error
+    try:
+        _checked_observation(env_id, env.observation_space)
+        _checked_action(env_id, env.action_space)
+    finally:
+        env.close()
+
+
+def _checked_action(env_id: str, space: Space) -> Box:
+    if not isinstance(space, Box):
+        raise ConfigError(
+            f"action space of {env_id!r} must be a Box, got {space}: sampled action sequences need real numbers; "
+            "discrete actions suit DQN or PPO."
+        )
+    if len(space.shape) != 1:
+        raise ConfigError(f"action space of {env_id!r} must be a vector, got shape {space.shape}: flatten it first.")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ConfigError(
+            f"action space of {env_id!r} must have finite bounds, got {space}: wrap it in gymnasium's RescaleAction."
+        )
+    return space
+
+
+def _checked_observation(env_id: str, space: Space) -> Box:
+    if not isinstance(space, Box) or len(space.shape) != 1:
+        raise ConfigError(
+            f"observation space of {env_id!r} must be a Box vector, got {_brief(space)}: "
+            "wrap it in gymnasium's FlattenObservation."
+        )
+    return space
+
+
+def _brief(space: Space) -> str:
+    text = " ".join(str(space).split())
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,32 @@
+"""The few formulas that several layers share."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+
+def log_mean_exp(x: Float[Array, "K *rest"]) -> Float[Array, "*rest"]:
+    """log (1/K sum_k exp x_k) over the leading axis; -inf where every entry is -inf."""
+    return jax.nn.logsumexp(x, axis=0) - jnp.log(x.shape[0])
+
+
+def effective_sample_size(weights: Float[Array, "K *rest"]) -> Float[Array, "*rest"]:
+    """Kish's 1 / sum_k w_k^2 for weights that sum to one; 0 where all weights are 0."""
+    squares = jnp.sum(weights**2, axis=0)
+    return jnp.where(squares > 0, 1 / jnp.where(squares > 0, squares, 1.0), 0.0)
+
+
+def polyak(target: PyTree, online: PyTree, step: float | Array) -> PyTree:
+    """target + step (online - target), leaf by leaf: the slow copy of a network."""
+    return jax.tree.map(lambda t, o: t + step * (o - t), target, online)
+
+
+def hl_gauss(values: Float[Array, " R"], edges: Float[Array, " J"], spread: float) -> Float[Array, "R I"]:
+    """Histogram over the I = J - 1 bins between `edges` of N(value, spread^2), cut to the support and renormalised.
+
+    Source: Imani & White, "Improving Regression Performance with Distributional Losses"; values outside the
+    support are moved to its nearest end.
+    """
+    centred = (edges[None, :] - jnp.clip(values, edges[0], edges[-1])[:, None]) / (spread * jnp.sqrt(2.0))
+    cdf = jax.scipy.special.erf(centred)
+    return (cdf[:, 1:] - cdf[:, :-1]) / (cdf[:, -1:] - cdf[:, :1])

@@ -1,0 +1,123 @@
+"""Model predictive path integral control: plans, and the soft value that the critic learns from.
+
+The planner knows neither networks nor environments. It is handed a `returns_fn` from action sequences to returns.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from soft_mpcritic.math import effective_sample_size, log_mean_exp
+from soft_mpcritic.types import PlanResult, PlanStats, Prior, ReturnsFn, Sampler
+
+
+@dataclass(frozen=True)
+class MPPI:
+    """The planner's settings.
+
+    `ratio_discount` is the factor g in L = sum_t g^t log(q/p): the reward's discount makes the value that of the
+    nested soft Bellman recursion, 1 that of the trajectory free energy. They agree at discount 1 and at H = 0.
+    `keep_nominal` makes the plan itself the first sample: the best sequence is then never worse than the plan,
+    at the price of a small bias of the value (that sample is not drawn from q).
+    """
+
+    prior: Prior
+    sampler: Sampler
+    num_samples: int
+    temperature: float
+    ratio_discount: float
+    iterations: int = 1
+    keep_nominal: bool = False
+
+    def solve(self, key: PRNGKeyArray, plan: Float[Array, "B T A"], returns_fn: ReturnsFn) -> PlanResult:
+        """`iterations` rounds of `plan_once`, each around the plan of the one before."""
+        keys = jax.random.split(key, self.iterations)
+        result = self.plan_once(keys[0], plan, returns_fn)
+        if self.iterations == 1:
+            return result
+
+        def refine(result: PlanResult, key: PRNGKeyArray) -> tuple[PlanResult, None]:
+            return self.plan_once(key, result.plan, returns_fn), None
+
+        return jax.lax.scan(refine, result, keys[1:])[0]
+
+    def plan_once(self, key: PRNGKeyArray, plan: Float[Array, "B T A"], returns_fn: ReturnsFn) -> PlanResult:
+        """One MPPI iteration: sample around `plan`, weigh by exp(return / temperature) p / q, average."""
+        sample_key, draw_key = jax.random.split(key)
+        plan = jnp.clip(plan, -1, 1)
+        actions, log_ratio = self._propose(sample_key, plan)
+        weighed = weigh(returns_fn(actions), log_ratio, self.temperature)
+        mean = jnp.einsum("kb,kbta->bta", weighed.weights, actions)
+        drawn = jax.random.categorical(draw_key, weighed.logits, axis=0)
+        sample = jnp.take_along_axis(actions, drawn[None, :, None, None], axis=0)[0]
+        solved = weighed.solved[:, None, None]
+        return PlanResult(
+            plan=jnp.where(solved, jnp.clip(mean, -1, 1), plan),
+            sample=jnp.where(solved, jnp.clip(sample, -1, 1), plan),
+            value=weighed.value,
+            stats=_stats(weighed, actions),
+        )
+
+    def _propose(
+        self, key: PRNGKeyArray, plan: Float[Array, "B T A"]
+    ) -> tuple[Float[Array, "K B T A"], Float[Array, "K B"]]:
+        """Sampled sequences and their weighted log-ratio L = sum_t g^t [log q(a_t) - log p(a_t)]."""
+        points = self.sampler(key, (self.num_samples, *plan.shape))
+        actions = self.prior.propose(points, plan)
+        if self.keep_nominal:
+            actions = actions.at[0].set(plan)
+        step_weights = self.ratio_discount ** jnp.arange(plan.shape[1], dtype=plan.dtype)
+        return actions, self.prior.log_ratio(actions, plan) @ step_weights
+
+
+class Weighed(NamedTuple):
+    """Samples weighed by the soft policy."""
+
+    logits: Float[Array, "K B"]
+    weights: Float[Array, "K B"]  # sum to one over K, or all 0 where no sample is valid
+    value: Float[Array, " B"]
+    solved: Bool[Array, " B"]  # at least one valid sample
+    valid: Bool[Array, "K B"]
+    returns: Float[Array, "K B"]
+
+
+def weigh(returns: Float[Array, "K B"], log_ratio: Float[Array, "K B"], temperature: float) -> Weighed:
+    """omega = softmax_k(J_k / lambda - L_k) and V = lambda (logsumexp_k(J_k / lambda - L_k) - log K).
+
+    Returns that are NaN or infinite count as -inf. The best return is subtracted before the division by lambda:
+    at returns of 900 and lambda of 0.1, float32 would otherwise keep three decimals of the exponent.
+    """
+    valid = jnp.isfinite(returns)
+    solved = jnp.any(valid, axis=0)
+    best = jnp.where(solved, jnp.max(jnp.where(valid, returns, -jnp.inf), axis=0), 0.0)
+    advantage = jnp.where(valid, returns - best[None], 0.0)
+    logits = jnp.where(valid, advantage / temperature - log_ratio, -jnp.inf)
+    safe_logits = jnp.where(solved[None], logits, 0.0)  # a softmax of -inf alone would be NaN
+    weights = jnp.where(solved[None], jax.nn.softmax(safe_logits, axis=0), 0.0)
+    value = best + temperature * log_mean_exp(logits)
+    return Weighed(safe_logits, weights, value, solved, valid, returns)
+
+
+def shift(plan: Float[Array, "B T A"]) -> Float[Array, "B T A"]:
+    """The plan one step later: (U_1, .., U_H, 0)."""
+    return jnp.concatenate([plan[:, 1:], jnp.zeros_like(plan[:, :1])], axis=1)
+
+
+def fit_horizon(plan: Float[Array, "B T A"], slots: int) -> Float[Array, "B U A"]:
+    """The plan cut, or filled up with zeros, to another number of action slots."""
+    missing = max(slots - plan.shape[1], 0)
+    return jnp.pad(plan, ((0, 0), (0, missing), (0, 0)))[:, :slots]
+
+
+def _stats(weighed: Weighed, actions: Float[Array, "K B T A"]) -> PlanStats:
+    counted = jnp.where(weighed.valid, weighed.returns, 0.0)
+    return PlanStats(
+        effective_samples=effective_sample_size(weighed.weights),
+        best_return=jnp.max(jnp.where(weighed.valid, weighed.returns, -jnp.inf), axis=0),
+        mean_return=jnp.sum(counted, axis=0) / jnp.maximum(jnp.sum(weighed.valid, axis=0), 1),
+        clip_fraction=jnp.mean(jnp.abs(actions) > 1, axis=(0, 2, 3)),
+        invalid_fraction=1 - jnp.mean(weighed.valid, axis=0),
+    )

@@ -1,0 +1,59 @@
+"""Action priors, each with the proposal that is drawn around a plan and its exact density ratio.
+
+Points come from a sampler as uniforms on (-1, 1); a prior turns them into actions by inverting the proposal's
+distribution function, so that every sampler works with every prior. With z uniform on (-1, 1),
+sqrt(2) erfinv(z) is standard normal.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax.scipy.special import erf, erfinv
+from jaxtyping import Array, Float
+
+SQRT2 = math.sqrt(2.0)
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """p = N(0, Sigma), q = N(plan, Sigma), Sigma = variance I.
+
+    Samples may leave the box: the box is a property of the plant, which clips.
+    """
+
+    variance: float
+
+    def propose(self, points: Float[Array, "K B T A"], plan: Float[Array, "B T A"]) -> Float[Array, "K B T A"]:
+        return plan[None] + math.sqrt(2 * self.variance) * erfinv(points)
+
+    def log_ratio(self, actions: Float[Array, "K B T A"], plan: Float[Array, "B T A"]) -> Float[Array, "K B T"]:
+        """(a' Sigma^-1 U - U' Sigma^-1 U / 2), the log of N(a; U, Sigma) / N(a; 0, Sigma)."""
+        return jnp.sum((actions - 0.5 * plan[None]) * plan[None], axis=-1) / self.variance
+
+
+@dataclass(frozen=True)
+class UniformPrior:
+    """p = 2^-A on the box [-1, 1]^A; q is the Gaussian N(plan, variance I) truncated to the box.
+
+    Truncation, rather than drawing outside and masking, keeps every sample useful when the plan is near an edge.
+    """
+
+    variance: float
+
+    def propose(self, points: Float[Array, "K B T A"], plan: Float[Array, "B T A"]) -> Float[Array, "K B T A"]:
+        lower, upper = self._erf_bounds(plan)
+        centred = lower[None] + 0.5 * (1 + points) * (upper - lower)[None]
+        return jnp.clip(plan[None] + math.sqrt(2 * self.variance) * erfinv(centred), -1, 1)
+
+    def log_ratio(self, actions: Float[Array, "K B T A"], plan: Float[Array, "B T A"]) -> Float[Array, "K B T"]:
+        """log of N(a; U, Sigma) / (P(box | U) 2^-A), a product over components."""
+        lower, upper = self._erf_bounds(plan)
+        log_mass = jnp.log(0.5 * (upper - lower))
+        log_normal = -((actions - plan[None]) ** 2) / (2 * self.variance) - 0.5 * math.log(2 * math.pi * self.variance)
+        return jnp.sum(log_normal - log_mass[None] + math.log(2), axis=-1)
+
+    def _erf_bounds(self, plan: Float[Array, "B T A"]) -> tuple[Float[Array, "B T A"], Float[Array, "B T A"]]:
+        """2 CDF - 1 of the untruncated proposal at the box's two faces."""
+        scale = math.sqrt(2 * self.variance)
+        return erf((-1 - plan) / scale), erf((1 - plan) / scale)
