@@ -219,9 +219,10 @@ class Agent:
     def _update_critic(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, Metrics]:
         config, models, replay = self.config.critic, state.models, state.replay
         row_key, plan_key = jax.random.split(key)
-        rows = replay.sample_rows(row_key, (config.batch_size,))
-        batch, start = replay.take(rows), replay.plans[rows]
-        age = jnp.mean(state.updates - replay.planned_at[rows])
+        rows = replay.sample_rows(row_key, config.batch_size)
+        batch = replay.take(rows)
+        start, planned_at = replay.take_plans(rows)
+        age = jnp.mean(state.updates - planned_at)
         target, result = self.targets(models, plan_key, batch, start)
         replay = replay.write_plans(rows, result.plan, state.updates)
 
@@ -268,7 +269,7 @@ class Agent:
     def _update_dynamics(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, Float[Array, " N"]]:
         config, models = self.config.dynamics, state.models
         batches = config.members if config.own_batches else 1
-        rows = state.replay.sample_rows(key, (batches * config.batch_size,))
+        rows = state.replay.sample_rows(key, batches * config.batch_size)
         batch = state.replay.take(rows)
         inputs = jnp.concatenate([self.features(models, batch.obs), batch.action], axis=-1)
         targets = models.change_scale.normalize(batch.next_obs - batch.obs)

@@ -3,6 +3,9 @@
 The plan kept with a transition (s, a, r, s') is the start of the next solve *at s'*: the online plan shifted by one
 step when the transition is stored, and the refined target plan, whole, from then on. So a visit starts exactly from
 what the visit before found, its last action included.
+
+A transition is one row of one matrix, and a plan with its time stamp one row of another: a draw is two gathers, and
+the compiler updates both buffers in place (five separate arrays were copied, a million rows each, on every step).
 """
 
 import dataclasses
@@ -18,54 +21,73 @@ from soft_mpcritic.types import Transition
 class Replay(eqx.Module):
     """C slots; `size` of them are filled, `position` is written next. All functions return the new buffer."""
 
-    transitions: Transition  # leading axis C
-    plans: Float[Array, "C T A"]
-    planned_at: Int[Array, " C"]  # update counter when the plan was last written
+    records: Float[Array, "C W"]  # obs | action | next_obs | reward | terminated
+    plans: Float[Array, "C P"]  # T A action components | updates done when the plan was last written
     position: Int[Array, ""]
     size: Int[Array, ""]
+    obs_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
 
     @staticmethod
     def init(capacity: int, obs_size: int, action_size: int, slots: int) -> "Replay":
         """Empty, with all memory taken at once."""
-        transitions = Transition(
-            obs=jnp.zeros((capacity, obs_size)),
-            action=jnp.zeros((capacity, action_size)),
-            reward=jnp.zeros(capacity),
-            next_obs=jnp.zeros((capacity, obs_size)),
-            terminated=jnp.zeros(capacity),
-        )
         return Replay(
-            transitions=transitions,
-            plans=jnp.zeros((capacity, slots, action_size)),
-            planned_at=jnp.zeros(capacity, jnp.int32),
+            records=jnp.zeros((capacity, 2 * obs_size + action_size + 2)),
+            plans=jnp.zeros((capacity, slots * action_size + 1)),
             position=jnp.zeros((), jnp.int32),
             size=jnp.zeros((), jnp.int32),
+            obs_size=obs_size,
+            action_size=action_size,
         )
 
     @property
     def capacity(self) -> int:
-        return self.plans.shape[0]
+        return self.records.shape[0]
 
     def add(self, transitions: Transition, next_plans: Float[Array, "E T A"], now: Int[Array, ""]) -> "Replay":
         """Stores E transitions and the plans to start from at their next states; overwrites the oldest."""
         rows = (self.position + jnp.arange(next_plans.shape[0])) % self.capacity
-        return Replay(
-            transitions=jax.tree.map(lambda kept, new: kept.at[rows].set(new), self.transitions, transitions),
-            plans=self.plans.at[rows].set(next_plans),
-            planned_at=self.planned_at.at[rows].set(now),
+        kept = dataclasses.replace(
+            self,
+            records=_set_rows(self.records, rows, _pack(transitions)),
             position=(self.position + rows.shape[0]) % self.capacity,
             size=jnp.minimum(self.size + rows.shape[0], self.capacity),
         )
+        return kept.write_plans(rows, next_plans, now)
 
-    def sample_rows(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "*shape"]:
+    def sample_rows(self, key: PRNGKeyArray, count: int) -> Int[Array, " R"]:
         """Rows drawn uniformly, with replacement, among those filled."""
-        return jax.random.randint(key, shape, 0, jnp.maximum(self.size, 1))
+        return jax.random.randint(key, (count,), 0, jnp.maximum(self.size, 1))
 
     def take(self, rows: Int[Array, " R"]) -> Transition:
-        return jax.tree.map(lambda leaf: leaf[rows], self.transitions)
+        """The transitions at `rows`."""
+        ends = (self.obs_size, self.obs_size + self.action_size, 2 * self.obs_size + self.action_size)
+        obs, action, next_obs, rest = jnp.split(self.records[rows], ends, axis=-1)
+        return Transition(obs, action, rest[:, 0], next_obs, rest[:, 1])
+
+    def take_plans(self, rows: Int[Array, " R"]) -> tuple[Float[Array, "R T A"], Float[Array, " R"]]:
+        """The plans kept at `rows` and the update counts at which they were written."""
+        plans = self.plans[rows]
+        return plans[:, :-1].reshape(rows.shape[0], -1, self.action_size), plans[:, -1]
 
     def write_plans(self, rows: Int[Array, " R"], plans: Float[Array, "R T A"], now: Int[Array, ""]) -> "Replay":
-        """Keeps refined plans as the starts of the next visits."""
-        return dataclasses.replace(
-            self, plans=self.plans.at[rows].set(plans), planned_at=self.planned_at.at[rows].set(now)
-        )
+        """Keeps plans, refined after `now` updates, as the starts of the next visits."""
+        stamps = jnp.broadcast_to(now.astype(plans.dtype), (rows.shape[0], 1))
+        packed = jnp.concatenate([plans.reshape(rows.shape[0], -1), stamps], axis=-1)
+        return dataclasses.replace(self, plans=_set_rows(self.plans, rows, packed))
+
+
+def _pack(transitions: Transition) -> Float[Array, "R W"]:
+    t = transitions
+    return jnp.concatenate([t.obs, t.action, t.next_obs, t.reward[:, None], t.terminated[:, None]], axis=-1)
+
+
+def _set_rows(matrix: Float[Array, "C W"], rows: Int[Array, " R"], values: Float[Array, "R W"]) -> Float[Array, "C W"]:
+    """Writes rows, in place when the buffer is donated.
+
+    A single row is written twice: XLA turns a one-row scatter into a slice update, repeats that inside every later
+    read, and then has to copy the whole buffer first.
+    """
+    if rows.shape[0] == 1:
+        rows, values = jnp.concatenate([rows, rows]), jnp.concatenate([values, values])
+    return matrix.at[rows].set(values, mode="promise_in_bounds")
