@@ -139,7 +139,7 @@ class Agent:
         return state, self.to_env(state.pending.action)
 
     def step(
-        self, state: AgentState, experience: Experience, explore: Explore, updates: int
+        self, state: AgentState, experience: Experience, updates: Int[Array, ""], explore: Explore
     ) -> tuple[AgentState, Array, Metrics]:
         """Stores what came of the pending actions, learns for `updates` updates, and acts again."""
         state, learned = self.learn(self.observe(state, experience), updates)
@@ -189,11 +189,10 @@ class Agent:
 
     # --------------------------------------------------------------- learning
 
-    def learn(self, state: AgentState, updates: int) -> tuple[AgentState, Metrics]:
-        """`updates` gradient updates of critic and models; the figures are the last update's."""
-        if updates == 1:
-            return self.update(state)
-        return jax.lax.fori_loop(1, updates, lambda _, carry: self.update(carry[0]), self.update(state))
+    def learn(self, state: AgentState, updates: Int[Array, ""]) -> tuple[AgentState, Metrics]:
+        """`updates` gradient updates of critic and models, any number with one compilation; the last one's figures."""
+        start = (state, Metrics(*[jnp.zeros(())] * len(Metrics._fields)))
+        return jax.lax.fori_loop(0, updates, lambda _, carry: self.update(carry[0]), start)
 
     def update(self, state: AgentState) -> tuple[AgentState, Metrics]:
         """One round of amortised value iteration and one step of model learning."""
@@ -293,6 +292,13 @@ class Agent:
     ) -> PlanResult:
         """The online solve at `obs` from `start`, with the critic as it is now."""
         return self._solve(self.config.planner, models, models.critic, key, obs, start)
+
+    def control(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+    ) -> tuple[Float[Array, "B A"], Float[Array, "B T A"]]:
+        """Deterministic control: the plan's first action in the task's units, and the start of the next solve."""
+        plan = self.plan(models, key, obs, start).plan
+        return self.to_env(plan[:, 0]), shift(plan)
 
     def _solve(
         self,

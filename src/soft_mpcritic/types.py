@@ -36,6 +36,14 @@ class Experience(NamedTuple):
     start_obs: Float[Array, "E S"]
 
 
+class Episode(NamedTuple):
+    """One evaluation episode."""
+
+    seed: int  # of the environment's reset
+    ret: float
+    length: int
+
+
 class PlanStats(NamedTuple):
     """How well a solve went, per problem."""
 

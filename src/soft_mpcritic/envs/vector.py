@@ -94,9 +94,10 @@ class EnvVector:
         """Observations [E, S] after every environment has lived its running episode again."""
         return np.stack(self._envs.call("restore", snapshots)).astype(np.float32)
 
-    def render(self) -> list[np.ndarray]:
-        """One frame [height, width, 3] per environment; needs render_mode "rgb_array"."""
-        return list(self._envs.render())
+    @property
+    def first_env(self) -> gym.Env:
+        """The first environment itself, for rendering; synchronous vectors only."""
+        return self._envs.envs[0]  # pyright: ignore[reportAttributeAccessIssue]
 
     def close(self) -> None:
         self._envs.close()

@@ -1,0 +1,75 @@
+"""Checkpoints of everything: networks, targets, optimisers, scales, replay with plans, keys, counters, episodes."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from soft_mpcritic.agent import AgentState
+from soft_mpcritic.config import ConfigError
+from soft_mpcritic.run_folder import RunFolder
+
+
+class Checkpoints:
+    """Rotating checkpoints of everything, each written whole or not at all."""
+
+    def __init__(self, folder: RunFolder, keep: int) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager((folder.path / "checkpoints").absolute(), options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """Environment step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: AgentState, progress: Mapping[str, Any]) -> None:
+        """Writes the state and what the host knows beside it, under the number of the environment step."""
+        if self.latest == step:
+            return
+        arrays = ocp.args.StandardSave(pack(state))
+        self._manager.save(step, args=ocp.args.Composite(state=arrays, progress=ocp.args.JsonSave(dict(progress))))
+
+    def load(self, template: AgentState) -> tuple[AgentState, dict[str, Any]]:
+        """The newest checkpoint, in the shape of a freshly initialised state."""
+        parts = ocp.args.Composite(state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
+        restored = self._manager.restore(self._manager.latest_step(), args=parts)
+        return unpack(template, restored["state"]), restored["progress"]
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def pack(state: AgentState) -> dict[str, np.ndarray]:
+    """Flat arrays by path; of the replay only the rows that are filled, and keys as their raw numbers."""
+    filled = int(state.replay.size)
+    replay = dataclasses.replace(
+        state.replay, records=state.replay.records[:filled], plans=state.replay.plans[:filled]
+    )
+    plain = dataclasses.replace(state, replay=replay, key=jax.random.key_data(state.key))
+    return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(plain)}
+
+
+def unpack(template: AgentState, arrays: Mapping[str, Any]) -> AgentState:
+    """The inverse of `pack`; raises `ConfigError` where names or shapes do not fit the template."""
+    plain = dataclasses.replace(template, key=jax.random.key_data(template.key))
+
+    def fill(path: Any, leaf: jax.Array) -> jax.Array:
+        name = _name(path)
+        array = arrays.get(name)
+        is_buffer = name in (".replay.records", ".replay.plans")
+        fits = array is not None and array.dtype == leaf.dtype and array.shape[1:] == leaf.shape[1:]
+        if not fits or (array.shape != leaf.shape and not (is_buffer and array.shape[0] <= leaf.shape[0])):
+            found = "nothing" if array is None else f"{array.dtype}{array.shape}"
+            raise ConfigError(f"checkpoint holds {found} for {name}, expected {leaf.dtype}{leaf.shape}: other settings.")
+        return leaf.at[: array.shape[0]].set(array) if is_buffer else jnp.asarray(array)
+
+    filled = jax.tree_util.tree_map_with_path(fill, plain)
+    return dataclasses.replace(filled, key=jax.random.wrap_key_data(filled.key))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path)

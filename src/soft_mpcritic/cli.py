@@ -1,0 +1,200 @@
+"""The command line: parse, build, run; nothing else."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from soft_mpcritic.config import PRESETS, Config, ConfigError, check, preset
+from soft_mpcritic.console import Console
+from soft_mpcritic.envs import TASKS, BadObservation, make_task
+from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
+from soft_mpcritic.plotting import plot_runs
+from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.training import load_state, prepare_run, train
+from soft_mpcritic.video import record_episode
+
+USER_CAN_MEND = 2
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Train a controller on a Gymnasium task, into a run folder."""
+
+    env_id: tyro.conf.Positional[str] = "InvertedDoublePendulum-v5"
+    """Gymnasium id of the task."""
+    preset: str = "default"
+    """Named settings to start from: default, paper or paper-uniform. Every setting below can be changed on top."""
+    seed: int = 0
+    """Of networks, planner and environments."""
+    total_steps: int | None = None
+    """Environment steps to train for; by default a budget that suffices for the task."""
+    run_dir: Path | None = None
+    """Where everything is kept; by default a new folder under runs/."""
+    resume: bool = False
+    """Go on with the run in run_dir from its newest checkpoint, or start it if there is none."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> None:
+        """Trains, with live progress, and says where the results are."""
+        task = make_task(self.env_id)
+        total = task.spec.total_steps if self.total_steps is None else self.total_steps
+        check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
+        check(self.seed >= 0, "seed", "be >= 0", self.seed, "use a whole number")
+        folder = RunFolder(self.run_dir or _new_run_dir(self.env_id, self.preset, self.seed))
+        asked = RunSettings(self.env_id, self.preset, self.seed, total, self.config)
+        settings = prepare_run(folder, asked, self.resume)
+        with Console(settings, folder) as console:
+            summary = train(folder, settings, console)
+        console.report(summary)
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """Play deterministic episodes with the controller of a run folder."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A folder that `train` made."""
+    episodes: int = 10
+    seed: int = EVALUATION_SEED
+    """Episode i starts from environment seed `seed + i`."""
+    video: Path | None = None
+    """Also film the first episode into this file (.mp4 or .gif)."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+    def run(self) -> None:
+        """Prints the returns; with `video`, also films the first episode."""
+        check(self.episodes >= 1, "episodes", "be >= 1", self.episodes, "try 10")
+        check(self.seed >= 0, "seed", "be >= 0", self.seed, "use a whole number")
+        if self.video is not None:
+            fits = self.video.suffix in (".mp4", ".gif")
+            check(fits, "video", "end in .mp4 or .gif", self.video, "rename it")
+        folder = RunFolder(self.run_dir)
+        settings = folder.read_settings()
+        agent, state = load_state(folder, settings)
+        evaluator = Evaluator(agent)
+        played = evaluator(state.models, self.episodes, self.seed)
+        evaluator.close()
+        if self.video is not None:
+            record_episode(agent, state.models, self.seed, self.video)
+        returns = [episode.ret for episode in played]
+        record = {
+            "run_dir": str(self.run_dir),
+            "env_id": settings.env_id,
+            "seed": self.seed,
+            "episodes": self.episodes,
+            "return_mean": float(np.mean(returns)),
+            "return_std": float(np.std(returns)),
+            "return_min": min(returns),
+            "return_max": max(returns),
+            "length_mean": float(np.mean([episode.length for episode in played])),
+            "returns": returns,
+            "video": None if self.video is None else str(self.video),
+        }
+        print(json.dumps(record) if self.json else _in_words(record))
+
+
+@dataclass(frozen=True)
+class PlotArgs:
+    """Draw the learning curves of one or more run folders."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path | None = None
+    """The picture; by default learning_curve.png in the first folder."""
+
+    def run(self) -> None:
+        """Writes the picture and says where it is."""
+        check(len(self.run_dirs) > 0, "run_dirs", "name at least one run folder", "none", "give a folder")
+        folders = [RunFolder(path) for path in self.run_dirs]
+        out = folders[0].curve if self.out is None else self.out
+        plot_runs(folders, out)
+        print(out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error)."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _parse(arguments).run()
+    except (ConfigError, BadObservation) as error:
+        print(f"soft-mpcritic: {error}", file=sys.stderr)
+        return USER_CAN_MEND
+    return 0
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The command with its arguments. Defaults of `train` come from the preset, or from the run to be resumed."""
+    command: Any = (
+        Annotated[TrainArgs, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
+        | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
+        | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
+    )
+    return _one_line_errors(
+        lambda: tyro.cli(command, args=arguments, prog="soft-mpcritic", description=_description())
+    )
+
+
+def _description() -> str:
+    return f"Learning model predictive controllers. Tasks: {', '.join(TASKS)}."
+
+
+def _train_defaults(arguments: list[str]) -> TrainArgs:
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--preset")
+    peek.add_argument("--run-dir", "--run_dir", dest="run_dir", type=Path)
+    peek.add_argument("--resume", action="store_true")
+    try:
+        given, _ = peek.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return TrainArgs()  # a flag without its value: the real parser says so
+    if given.resume and given.run_dir is not None and RunFolder(given.run_dir).exists:
+        stored = RunFolder(given.run_dir).read_settings()
+        config = stored.config if given.preset in (None, stored.preset) else preset(given.preset)
+        return TrainArgs(stored.env_id, stored.preset, stored.seed, stored.total_steps, config=config)
+    name = given.preset or "default"
+    check(name in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", repr(name), "choose one of these")
+    return dataclasses.replace(TrainArgs(), preset=name, config=preset(name))
+
+
+def _one_line_errors(parse: Callable[[], Any]) -> Any:
+    """Runs a parser whose complaints are boxes of many lines, and turns them into one."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return parse()
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        lines = [line.strip("│╭╰╮╯─ ") for line in complaint.getvalue().splitlines()]
+        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        raise ConfigError(text) from stop
+
+
+def _new_run_dir(env_id: str, preset_name: str, seed: int) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{env_id.replace('/', '-')}-{preset_name}-seed{seed}-{stamp}"
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    text = (
+        f"{record['env_id']}: return {record['return_mean']:.1f} +- {record['return_std']:.1f} "
+        f"({record['return_min']:.1f} to {record['return_max']:.1f}) over {record['episodes']} episodes, "
+        f"mean length {record['length_mean']:.0f}"
+    )
+    return text if record["video"] is None else f"{text}\nvideo: {record['video']}"
+
+
+def entry_point() -> None:
+    """What the installed command calls."""
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Live progress of a run on standard error."""
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.types import Episode
+
+
+class Console:
+    """A progress bar with steps, return, speed and time left; plain lines where there is no terminal."""
+
+    def __init__(self, settings: RunSettings, folder: RunFolder) -> None:
+        self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._settings, self._folder = settings, folder
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("compiling", total=settings.total_steps, speed="")
+
+    def __enter__(self) -> "Console":
+        name = f"{self._settings.env_id}, preset {self._settings.preset}, seed {self._settings.seed}"
+        self._console.print(f"training {name}, into {self._folder.path}")
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def on_metrics(self, row: dict[str, Any]) -> None:
+        """Moves the bar, or prints a line."""
+        speed = f"{row['steps_per_second']:.0f} steps/s"
+        text = f"training return {row['train_return']:.0f}"
+        self._progress.update(self._task, completed=row["env_step"], description=text, speed=speed)
+        if not self._console.is_terminal:
+            self._console.print(f"step {row['env_step']}: {text}, {speed}, {row['wall_seconds']:.0f} s")
+
+    def on_evaluation(self, env_step: int, episodes: list[Episode]) -> None:
+        """One line per evaluation, above the bar."""
+        returns = [episode.ret for episode in episodes]
+        self._console.print(
+            f"step {env_step}: evaluation return {np.mean(returns):.1f} "
+            f"({min(returns):.1f} to {max(returns):.1f} over {len(returns)} episodes)"
+        )
+
+    def report(self, summary: dict[str, Any]) -> None:
+        """Where everything is."""
+        state = "done" if summary["status"] == "finished" else "stopped; go on with --resume"
+        self._console.print(f"{state} after {summary['env_step']} steps and {summary['wall_seconds']:.0f} s")
+        if self._folder.curve.is_file():
+            self._console.print(f"learning curve: {self._folder.curve}")
+        self._console.print(f"run folder: {self._folder.path}")

@@ -1,0 +1,72 @@
+"""Deterministic evaluation on environments of its own, with seeds of its own."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from soft_mpcritic.agent import Agent, Models
+from soft_mpcritic.envs import EnvVector
+from soft_mpcritic.types import Episode
+
+EVALUATION_SEED = 10_000  # far from the training environments' seeds, which count up from the run's seed
+PARALLEL_EPISODES = 10
+
+
+class Evaluator:
+    """Plays whole episodes with the plan's mean; environments and compiled control are kept between calls."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._control = jax.jit(agent.control)
+        self._vectors: dict[int, EnvVector] = {}
+
+    def __call__(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Episode]:
+        """`episodes` full episodes; episode i starts from environment seed `seed + i`, whatever their number."""
+        played: list[Episode] = []
+        while len(played) < episodes:
+            count = min(PARALLEL_EPISODES, episodes - len(played))
+            played += self._play(models, seed + len(played), count)
+        return played
+
+    def _play(self, models: Models, seed: int, count: int) -> list[Episode]:
+        if count not in self._vectors:
+            self._vectors[count] = EnvVector(self._agent.task, count)
+        returns, lengths, running = np.zeros(count), np.zeros(count, int), np.ones(count, bool)
+        for reward, done in controlled_steps(self._agent, self._control, models, self._vectors[count], seed):
+            returns += reward * running
+            lengths += running
+            running &= ~done
+            if not running.any():
+                break
+        return [Episode(seed + i, float(returns[i]), int(lengths[i])) for i in range(count)]
+
+    def close(self) -> None:
+        for vector in self._vectors.values():
+            vector.close()
+
+
+def controlled_steps(
+    agent: Agent, control, models: Models, envs: EnvVector, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (rewards [E], done [E]) of one controlled step after another, without end; plans start anew with episodes.
+
+    The planner's noise follows from `seed`, so the same models give the same episodes.
+    """
+    keys = _key_sequence(seed)
+    obs = envs.reset(seed)
+    start = np.zeros((envs.num_envs, agent.config.planner.horizon + 1, agent.task.action_size), np.float32)
+    while True:
+        action, start = control(models, next(keys), obs, start)
+        experience = envs.step(np.asarray(action))
+        yield experience.reward, experience.done
+        obs = experience.start_obs
+        if experience.done.any():
+            start = np.where(experience.done[:, None, None], np.float32(0), start)
+
+
+def _key_sequence(seed: int, block: int = 1000) -> Iterator[jax.Array]:
+    key = jax.random.key(seed)
+    while True:
+        key, use = jax.random.split(key)
+        yield from jax.random.split(use, block)

@@ -1,0 +1,145 @@
+"""The run folder: what a run was told and what it found, as plain files.
+
+A folder is data. Settings and counters are JSON, tables are CSV; nothing in it is ever executed.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from soft_mpcritic.config import Config, ConfigError, from_dict, to_dict
+
+FORMAT = 1  # of the run folder; raised when an old folder can no longer be read
+CHANGEABLE = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "checkpoints_kept")  # on resume
+PACKAGES = ("jax", "jaxlib", "equinox", "optax", "gymnasium", "mujoco", "numpy", "orbax-checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What a run was asked to do; config.json holds it."""
+
+    env_id: str
+    preset: str
+    seed: int
+    total_steps: int
+    config: Config
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "learning_curve.png"
+
+    def create(self, settings: RunSettings) -> None:
+        """Makes the folder and writes config.json; raises `ConfigError` where that is impossible."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_settings(settings)
+        except OSError as error:
+            raise ConfigError(f"run folder {self.path} cannot be written: {error.strerror}; choose another.") from error
+
+    def write_settings(self, settings: RunSettings) -> None:
+        record = {
+            "format": FORMAT,
+            "version": metadata.version("soft-mpcritic"),
+            "env_id": settings.env_id,
+            "preset": settings.preset,
+            "seed": settings.seed,
+            "total_steps": settings.total_steps,
+            "settings": to_dict(settings.config),
+            "platform": {"python": platform.python_version(), "system": platform.platform()},
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+        }
+        write_json(self.path / "config.json", record)
+
+    def read_settings(self) -> RunSettings:
+        """What config.json says; raises `ConfigError` for a folder that is none, or of another format."""
+        if not self.exists:
+            raise ConfigError(f"{self.path} is not a run folder: it has no config.json.")
+        record = self._read_record()
+        if record.get("format") != FORMAT:
+            raise ConfigError(
+                f"run folder {self.path} has format {record.get('format')}, this version reads {FORMAT}: "
+                f"use soft-mpcritic {record.get('version', 'that wrote it')}."
+            )
+        try:
+            config = from_dict(record["settings"])
+            return RunSettings(record["env_id"], record["preset"], record["seed"], record["total_steps"], config)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{self.path / 'config.json'} is damaged: {error!r}; start another run.") from error
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            record = json.loads((self.path / "config.json").read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}; start another run.") from error
+        if not isinstance(record, dict):
+            raise ConfigError(f"{self.path / 'config.json'} is damaged: not a JSON object; start another run.")
+        return record
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+
+def check_resumable(stored: RunSettings, asked: RunSettings, folder: RunFolder) -> None:
+    """Raises `ConfigError` where `asked` would change what a run cannot change midway."""
+    if stored.env_id != asked.env_id:
+        raise ConfigError(f"run folder {folder.path} is of {stored.env_id}, got {asked.env_id}: choose another folder.")
+    if stored.seed != asked.seed:
+        raise ConfigError(f"run folder {folder.path} has seed {stored.seed}, got {asked.seed}: choose another folder.")
+    old, new = to_dict(stored.config), to_dict(asked.config)
+    for section, values in new.items():
+        for name, value in values.items():
+            if value != old[section][name] and name not in CHANGEABLE:
+                raise ConfigError(
+                    f"{section}.{name} was {old[section][name]} and cannot become {value} on resume: "
+                    "start another run folder."
+                )
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Whole or not at all: a new file takes the old one's place."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+class Table:
+    """A CSV file that grows by rows and can forget those after a given environment step."""
+
+    def __init__(self, path: Path, columns: Sequence[str], keep_until: int = -1) -> None:
+        self._path, self._columns = path, list(columns)
+        kept = [row for row in read_table(path) if int(row["env_step"]) <= keep_until] if path.is_file() else []
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(temporary, path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one row and hands it to the operating system."""
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column name; a last line that was cut off while being written is left out."""
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(whole.splitlines()))
