@@ -7,7 +7,7 @@ settings; `AgentState` is the pytree of all that changes.
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,39 +15,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from soft_mpcritic.config import Config, PlannerConfig
-from soft_mpcritic.critic import SoftQ
-from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, Normalizer, dynamics_loss
-from soft_mpcritic.envs.registry import Task
+from soft_mpcritic.config import Config
+from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss
+from soft_mpcritic.envs import Task
 from soft_mpcritic.math import polyak
 from soft_mpcritic.networks import MLP
-from soft_mpcritic.planning import (
-    MPPI,
-    SAMPLERS,
-    CVaRReturn,
-    EntropicReturn,
-    GaussianPrior,
-    Scenarios,
-    UniformPrior,
-    fit_horizon,
-    mean_return,
-    shift,
-    worst_return,
-)
+from soft_mpcritic.planner import Models, Planner
+from soft_mpcritic.planning import fit_horizon, shift
 from soft_mpcritic.replay import Replay
-from soft_mpcritic.types import Experience, PlanResult, RiskMeasure, StepOutcome, Transition
+from soft_mpcritic.types import Experience, PlanResult, Transition
 
 Explore = Literal["random", "sample", "mean"]
-
-
-class Models(eqx.Module):
-    """What was learned: all that planning needs."""
-
-    dynamics: EnsembleDynamics
-    critic: SoftQ
-    target_critic: SoftQ
-    obs_scale: Normalizer
-    change_scale: Normalizer
 
 
 class Pending(eqx.Module):
@@ -103,23 +81,14 @@ class Agent:
     def init(self, key: PRNGKeyArray) -> AgentState:
         """Fresh networks, an empty replay, and plans of zeros."""
         config, task = self.config, self.task
-        dynamics_key, critic_key, key = jax.random.split(key, 3)
-        inputs = len(self._visible) + task.action_size
-        dynamics = EnsembleDynamics.init(dynamics_key, inputs, task.obs_size, config.dynamics)
-        critic = SoftQ.init(critic_key, inputs, config.objective.discount, config.critic)
-        models = Models(
-            dynamics=dynamics,
-            critic=critic,
-            target_critic=jax.tree.map(jnp.copy, critic),
-            obs_scale=Normalizer.init(task.obs_size, OBS_FLOOR),
-            change_scale=Normalizer.init(task.obs_size, CHANGE_FLOOR),
-        )
+        models_key, key = jax.random.split(key)
+        models = self.planner.init_models(models_key)
         envs, slots = config.training.num_envs, config.planner.horizon + 1
         target_slots = config.target_planner.horizon + 1
         return AgentState(
             models=models,
-            dynamics_optimizer=self._dynamics_optimizer.init(dynamics.members),
-            critic_optimizer=self._critic_optimizer.init(critic.networks),
+            dynamics_optimizer=self._dynamics_optimizer.init(_params(models.dynamics.members)),
+            critic_optimizer=self._critic_optimizer.init(_params(models.critic.networks)),
             replay=Replay.init(config.training.capacity, task.obs_size, task.action_size, target_slots),
             pending=Pending(
                 obs=jnp.zeros((envs, task.obs_size)),
@@ -136,7 +105,7 @@ class Agent:
         """First actions [E, A], in the task's units, for first observations."""
         pending = dataclasses.replace(state.pending, obs=obs, plan=jnp.zeros_like(state.pending.plan))
         state, _ = self.act(dataclasses.replace(state, pending=pending), explore)
-        return state, self.to_env(state.pending.action)
+        return state, self.planner.to_env(state.pending.action)
 
     def step(
         self, state: AgentState, experience: Experience, updates: Int[Array, ""], explore: Explore
@@ -144,7 +113,7 @@ class Agent:
         """Stores what came of the pending actions, learns for `updates` updates, and acts again."""
         state, learned = self.learn(self.observe(state, experience), updates)
         state, result = self.act(state, explore)
-        return state, self.to_env(state.pending.action), _metrics(learned, result)
+        return state, self.planner.to_env(state.pending.action), _metrics(learned, result)
 
     def observe(self, state: AgentState, experience: Experience) -> AgentState:
         """Stores E transitions with their shifted plans; plans start anew where an episode ended."""
@@ -152,9 +121,9 @@ class Agent:
         transition = Transition(
             pending.obs,
             pending.action,
-            experience.reward,
-            experience.next_obs,
-            experience.terminated.astype(jnp.float32),
+            jnp.asarray(experience.reward),
+            jnp.asarray(experience.next_obs),
+            jnp.asarray(experience.terminated, jnp.float32),
         )
         shifted = shift(pending.plan)
         next_plans = fit_horizon(shifted, self.config.target_planner.horizon + 1)
@@ -181,7 +150,7 @@ class Agent:
             plan = jnp.zeros_like(state.pending.plan)
             result = None
         else:
-            result = self.plan(state.models, action_key, state.pending.obs, state.pending.plan)
+            result = self.planner.plan(state.models, action_key, state.pending.obs, state.pending.plan)
             action = (result.sample if explore == "sample" else result.plan)[:, 0]
             plan = result.plan
         pending = dataclasses.replace(state.pending, action=action, plan=plan)
@@ -210,7 +179,7 @@ class Agent:
         self, models: Models, key: PRNGKeyArray, batch: Transition, start: Float[Array, "R T A"]
     ) -> tuple[Float[Array, " R"], PlanResult]:
         """y = r + gamma (1 - terminated) V(s'), V by the target planner from `start`; -inf where no sample is valid."""
-        result = self._solve(self.config.target_planner, models, models.target_critic, key, batch.next_obs, start)
+        result = self.planner.value(models, key, batch.next_obs, start)
         alive = batch.terminated == 0  # a product with V would turn an invalid V of a finished episode into NaN
         future = jnp.where(alive, self.config.objective.discount * result.value, 0.0)
         return batch.reward + future, result
@@ -221,20 +190,19 @@ class Agent:
         rows = replay.sample_rows(row_key, config.batch_size)
         batch = replay.take(rows)
         start, planned_at = replay.take_plans(rows)
-        age = jnp.mean(state.updates - planned_at)
+        age = jnp.mean(state.updates.astype(planned_at.dtype) - planned_at)
         target, result = self.targets(models, plan_key, batch, start)
         replay = replay.write_plans(rows, result.plan, state.updates)
 
         weight = jnp.isfinite(target).astype(target.dtype)
-        features = self.features(models, batch.obs)
+        features = self.planner.features(models, batch.obs)
 
         def loss_of(networks: MLP) -> tuple[Array, Array]:
             critic = dataclasses.replace(models.critic, networks=networks)
             return critic.loss(features, batch.action, target, weight)
 
         (loss, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(models.critic.networks)
-        change, optimizer = self._critic_optimizer.update(gradient, state.critic_optimizer)
-        networks = optax.apply_updates(models.critic.networks, change)
+        networks, optimizer = _descend(self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks)
         due = (state.updates + 1) % config.target_every == 0
         target_step = jnp.where(due, config.target_step, 0.0)
         models = dataclasses.replace(
@@ -270,7 +238,7 @@ class Agent:
         batches = config.members if config.own_batches else 1
         rows = state.replay.sample_rows(key, batches * config.batch_size)
         batch = state.replay.take(rows)
-        inputs = jnp.concatenate([self.features(models, batch.obs), batch.action], axis=-1)
+        inputs = jnp.concatenate([self.planner.features(models, batch.obs), batch.action], axis=-1)
         targets = models.change_scale.normalize(batch.next_obs - batch.obs)
 
         def per_member(flat: Float[Array, "R X"]) -> Float[Array, "N J X"]:
@@ -280,101 +248,17 @@ class Agent:
         (_, losses), gradient = jax.value_and_grad(dynamics_loss, has_aux=True)(
             models.dynamics.members, per_member(inputs), per_member(targets)
         )
-        change, optimizer = self._dynamics_optimizer.update(gradient, state.dynamics_optimizer)
-        members = optax.apply_updates(models.dynamics.members, change)
+        members, optimizer = _descend(
+            self._dynamics_optimizer, gradient, state.dynamics_optimizer, models.dynamics.members
+        )
         models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
         return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses
-
-    # --------------------------------------------------------------- planning
-
-    def plan(
-        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
-    ) -> PlanResult:
-        """The online solve at `obs` from `start`, with the critic as it is now."""
-        return self._solve(self.config.planner, models, models.critic, key, obs, start)
-
-    def control(
-        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
-    ) -> tuple[Float[Array, "B A"], Float[Array, "B T A"]]:
-        """Deterministic control: the plan's first action in the task's units, and the start of the next solve."""
-        plan = self.plan(models, key, obs, start).plan
-        return self.to_env(plan[:, 0]), shift(plan)
-
-    def _solve(
-        self,
-        config: PlannerConfig,
-        models: Models,
-        critic: SoftQ,
-        key: PRNGKeyArray,
-        obs: Float[Array, "B S"],
-        start: Float[Array, "B T A"],
-    ) -> PlanResult:
-        sample_key, scenario_key = jax.random.split(key)
-
-        def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
-            return critic.least(self.features(models, obs), jnp.clip(action, -1, 1))
-
-        def step(member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> StepOutcome:
-            return self.model_step(models, member, obs, action)
-
-        def returns_fn(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
-            members = models.dynamics.members
-            return self._scenarios.returns(scenario_key, step, members, terminal_value, obs, actions)
-
-        return self._planner(config).solve(sample_key, start, returns_fn)
-
-    def model_step(
-        self, models: Models, member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]
-    ) -> StepOutcome:
-        """What one member makes of a step, with the task's known reward and termination; actions are clipped here."""
-        action = jnp.clip(action, -1, 1)
-        inputs = jnp.concatenate([self.features(models, obs), action], axis=-1)
-        next_obs = obs + models.change_scale.denormalize(member(inputs))
-        known, env_action = self.task.spec, self.to_env(action)
-        reward = known.reward(obs, env_action, next_obs)
-        if not self.config.objective.terminations:
-            return StepOutcome(next_obs, reward, jnp.ones_like(reward))
-        return StepOutcome(next_obs, reward, 1 - known.termination(obs, env_action, next_obs))
-
-    def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
-        """What the networks see of an observation: scaled, and without the task's positions unless asked for."""
-        return models.obs_scale.normalize(obs)[:, jnp.array(self._visible)]
-
-    def to_env(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
-        """From the library's box [-1, 1] to the task's own."""
-        low, high = jnp.array(self.task.action_low), jnp.array(self.task.action_high)
-        return low[None, :] + 0.5 * (action + 1) * (high - low)[None, :]
 
     # --------------------------------------------------------------- settings
 
     @cached_property
-    def _visible(self) -> tuple[int, ...]:
-        hidden = () if self.config.training.observe_position else self.task.spec.positions
-        return tuple(i for i in range(self.task.obs_size) if i not in hidden)
-
-    @cached_property
-    def _scenarios(self) -> Scenarios:
-        objective = self.config.objective
-        risks: dict[str, RiskMeasure] = {
-            "mean": mean_return,
-            "entropic": EntropicReturn(objective.risk_parameter),
-            "cvar": CVaRReturn(objective.risk_parameter),
-            "worst": worst_return,
-        }
-        return Scenarios(objective.scenarios, objective.discount, risks[objective.risk])
-
-    def _planner(self, config: PlannerConfig) -> MPPI:
-        objective = self.config.objective
-        prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
-        return MPPI(
-            prior=prior(objective.variance),
-            sampler=SAMPLERS[config.sampler],
-            num_samples=config.num_samples,
-            temperature=objective.temperature,
-            ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
-            iterations=config.iterations,
-            keep_nominal=config.keep_nominal,
-        )
+    def planner(self) -> Planner:
+        return Planner(self.task, self.config)
 
     @cached_property
     def _dynamics_optimizer(self) -> optax.GradientTransformation:
@@ -383,6 +267,20 @@ class Agent:
     @cached_property
     def _critic_optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.config.critic.learning_rate)
+
+
+def _descend(
+    optimizer: optax.GradientTransformation, gradient: MLP, state: optax.OptState, networks: MLP
+) -> tuple[MLP, optax.OptState]:
+    """One step of an optimiser."""
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers, whatever is asked of us
+        change, state = optimizer.update(_params(gradient), state)
+    return jax.tree.map(jnp.add, networks, change), state
+
+
+def _params(networks: MLP) -> Any:
+    """Optax's own name for any pytree of arrays does not admit ours."""
+    return networks
 
 
 def _metrics(learned: Metrics, result: PlanResult | None) -> Metrics:

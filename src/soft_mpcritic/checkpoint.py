@@ -46,9 +46,7 @@ class Checkpoints:
 def pack(state: AgentState) -> dict[str, np.ndarray]:
     """Flat arrays by path; of the replay only the rows that are filled, and keys as their raw numbers."""
     filled = int(state.replay.size)
-    replay = dataclasses.replace(
-        state.replay, records=state.replay.records[:filled], plans=state.replay.plans[:filled]
-    )
+    replay = dataclasses.replace(state.replay, records=state.replay.records[:filled], plans=state.replay.plans[:filled])
     plain = dataclasses.replace(state, replay=replay, key=jax.random.key_data(state.key))
     return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(plain)}
 
@@ -60,11 +58,15 @@ def unpack(template: AgentState, arrays: Mapping[str, Any]) -> AgentState:
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
         name = _name(path)
         array = arrays.get(name)
+        expected = f"{leaf.dtype}{leaf.shape} for {name}"
+        if array is None:
+            raise ConfigError(f"checkpoint holds nothing where {expected} is expected: it is of other settings.")
         is_buffer = name in (".replay.records", ".replay.plans")
-        fits = array is not None and array.dtype == leaf.dtype and array.shape[1:] == leaf.shape[1:]
-        if not fits or (array.shape != leaf.shape and not (is_buffer and array.shape[0] <= leaf.shape[0])):
-            found = "nothing" if array is None else f"{array.dtype}{array.shape}"
-            raise ConfigError(f"checkpoint holds {found} for {name}, expected {leaf.dtype}{leaf.shape}: other settings.")
+        rows_fit = array.shape == leaf.shape or (is_buffer and array.shape[0] <= leaf.shape[0])
+        fits = rows_fit and array.shape[1:] == leaf.shape[1:]
+        if array.dtype != leaf.dtype or not fits:
+            found = f"{array.dtype}{array.shape}"
+            raise ConfigError(f"checkpoint holds {found} where {expected} is expected: it is of other settings.")
         return leaf.at[: array.shape[0]].set(array) if is_buffer else jnp.asarray(array)
 
     filled = jax.tree_util.tree_map_with_path(fill, plain)

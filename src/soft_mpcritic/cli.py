@@ -17,7 +17,7 @@ import tyro
 
 from soft_mpcritic.config import PRESETS, Config, ConfigError, check, preset
 from soft_mpcritic.console import Console
-from soft_mpcritic.envs import TASKS, BadObservation, make_task
+from soft_mpcritic.envs import TASKS, BadObservationError, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunFolder, RunSettings
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         _parse(arguments).run()
-    except (ConfigError, BadObservation) as error:
+    except (ConfigError, BadObservationError) as error:
         print(f"soft-mpcritic: {error}", file=sys.stderr)
         return USER_CAN_MEND
     return 0
@@ -140,9 +140,7 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
     )
-    return _one_line_errors(
-        lambda: tyro.cli(command, args=arguments, prog="soft-mpcritic", description=_description())
-    )
+    return _one_line_errors(lambda: tyro.cli(command, args=arguments, prog="soft-mpcritic", description=_description()))
 
 
 def _description() -> str:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from soft_mpcritic.agent import Agent, Models
+from soft_mpcritic.agent import Agent
 from soft_mpcritic.envs import EnvVector
+from soft_mpcritic.planner import Models
 from soft_mpcritic.types import Episode
 
 EVALUATION_SEED = 10_000  # far from the training environments' seeds, which count up from the run's seed
@@ -18,7 +19,7 @@ class Evaluator:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._control = jax.jit(agent.control)
+        self._control = jax.jit(agent.planner.control)
         self._vectors: dict[int, EnvVector] = {}
 
     def __call__(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Episode]:
@@ -59,10 +60,11 @@ def controlled_steps(
     while True:
         action, start = control(models, next(keys), obs, start)
         experience = envs.step(np.asarray(action))
-        yield experience.reward, experience.done
+        done = np.asarray(experience.done)
+        yield np.asarray(experience.reward), done
         obs = experience.start_obs
-        if experience.done.any():
-            start = np.where(experience.done[:, None, None], np.float32(0), start)
+        if done.any():
+            start = np.where(done[:, None, None], np.float32(0), start)
 
 
 def _key_sequence(seed: int, block: int = 1000) -> Iterator[jax.Array]:

@@ -10,7 +10,7 @@ from tensorboardX import SummaryWriter
 
 from soft_mpcritic.agent import Metrics
 from soft_mpcritic.run_folder import RunFolder, Table
-from soft_mpcritic.types import Episode
+from soft_mpcritic.types import AnyArray, Episode
 
 HOST_COLUMNS = ("env_step", "wall_seconds", "steps_per_second", "updates", "episodes", "train_return", "train_length")
 METRIC_COLUMNS = (*HOST_COLUMNS, *Metrics._fields)
@@ -26,9 +26,9 @@ class EpisodeTracker:
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_EPISODES)
         self.episodes = 0
 
-    def add(self, reward: np.ndarray, done: np.ndarray) -> None:
+    def add(self, reward: AnyArray, done: AnyArray) -> None:
         """One step of all environments."""
-        self._returns += reward
+        self._returns += np.asarray(reward)
         self._lengths += 1
         for index in np.flatnonzero(done):
             self._recent.append((float(self._returns[index]), int(self._lengths[index])))

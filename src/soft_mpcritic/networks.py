@@ -47,7 +47,9 @@ class MLP(eqx.Module):
     norms: tuple[LayerNorm, ...]  # one per hidden layer, or none at all
 
     @staticmethod
-    def init(key: PRNGKeyArray, inputs: int, outputs: int, *, width: int, depth: int, layer_norm: bool = False) -> "MLP":
+    def init(
+        key: PRNGKeyArray, inputs: int, outputs: int, *, width: int, depth: int, layer_norm: bool = False
+    ) -> "MLP":
         """`depth` hidden layers of `width` units."""
         sizes = [inputs] + [width] * depth + [outputs]
         keys = jax.random.split(key, depth + 1)

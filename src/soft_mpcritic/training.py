@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from soft_mpcritic.agent import Agent, AgentState, Metrics
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import ConfigError
-from soft_mpcritic.envs import BadObservation, EnvVector, make_task
+from soft_mpcritic.envs import BadObservationError, EnvVector, make_task
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.metrics import EpisodeTracker, MetricLog, MetricMeans
 from soft_mpcritic.plotting import plot_runs
@@ -22,6 +22,7 @@ from soft_mpcritic.run_folder import RunFolder, RunSettings, check_resumable
 from soft_mpcritic.types import Episode, Experience
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Who watches a run: a console, say."""
 
@@ -56,7 +57,7 @@ def prepare_run(folder: RunFolder, asked: RunSettings, resume: bool) -> RunSetti
 def train(folder: RunFolder, settings: RunSettings, observer: Observer) -> dict[str, Any]:
     """Trains until `settings.total_steps` or a request to stop (SIGINT, SIGTERM); returns the summary.
 
-    A folder with a checkpoint goes on from it, as if never stopped. Raises `BadObservation` when the environment
+    A folder with a checkpoint goes on from it, as if never stopped. Raises `BadObservationError` when the environment
     answers with numbers that are not finite, after a checkpoint.
     """
     run = Run(folder, settings, observer)
@@ -101,9 +102,9 @@ class Run:
         while self._clock.env_step < self._settings.total_steps and not stop_requested():
             try:
                 self._advance()
-            except BadObservation as error:
+            except BadObservationError as error:
                 self._checkpoint()
-                raise BadObservation(f"{error}, at environment step {self._clock.env_step + 1}") from error
+                raise BadObservationError(f"{error}, at environment step {self._clock.env_step + 1}") from error
             self._report()
 
     def _advance(self) -> None:
@@ -196,7 +197,7 @@ class Run:
         self._last_evaluation = [Episode(*values) for values in progress["last_evaluation"]]
         obs = self._envs.restore(progress["environments"])
         if np.array_equal(obs, state.pending.obs):
-            return state, self._agent.to_env(state.pending.action)
+            return state, self._agent.planner.to_env(state.pending.action)
         self._episodes.restart()
         fresh = self._envs.reset(self._settings.seed + self._clock.env_step)
         return self._begin(state, fresh, explore=self._first_explore())
@@ -283,7 +284,7 @@ def _random_step(agent: Agent) -> Callable[[AgentState, Experience], tuple[Agent
 
     def random_step(state: AgentState, experience: Experience) -> tuple[AgentState, jax.Array]:
         state, _ = agent.act(agent.observe(state, experience), "random")
-        return state, agent.to_env(state.pending.action)
+        return state, agent.planner.to_env(state.pending.action)
 
     return random_step
 

@@ -7,9 +7,12 @@ Shape letters, used in every docstring and annotation of this library:
     C replay capacity      E environments   R rows of any flattened batch
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+AnyArray = Array | np.ndarray  # on the device or on the host
 
 
 class Transition(NamedTuple):
@@ -29,11 +32,11 @@ class Experience(NamedTuple):
     is taken: the same, or the first observation of a new episode where `done`.
     """
 
-    reward: Float[Array, " E"]
-    next_obs: Float[Array, "E S"]
-    terminated: Bool[Array, " E"]
-    done: Bool[Array, " E"]  # terminated or truncated
-    start_obs: Float[Array, "E S"]
+    reward: Float[AnyArray, " E"]
+    next_obs: Float[AnyArray, "E S"]
+    terminated: Bool[AnyArray, " E"]
+    done: Bool[AnyArray, " E"]  # terminated or truncated
+    start_obs: Float[AnyArray, "E S"]
 
 
 class Episode(NamedTuple):
@@ -71,24 +74,28 @@ class StepOutcome(NamedTuple):
     continuation: Float[Array, " R"]
 
 
+@runtime_checkable
 class ReturnsFn(Protocol):
     """All that the planner knows of the world: action sequences in, returns out."""
 
     def __call__(self, actions: Float[Array, "K B T A"], /) -> Float[Array, "K B"]: ...
 
 
+@runtime_checkable
 class StepFn(Protocol):
     """One model step by one ensemble member; `member` is one slice of a pytree with leading axis N."""
 
     def __call__(self, member: Any, obs: Float[Array, "R S"], action: Float[Array, "R A"], /) -> StepOutcome: ...
 
 
+@runtime_checkable
 class TerminalValue(Protocol):
     """Q(s_H, a_H): what everything after the horizon is worth, in reward units."""
 
     def __call__(self, obs: Float[Array, "R S"], action: Float[Array, "R A"], /) -> Float[Array, " R"]: ...
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Known reward of a task, in its own units of observation and action."""
 
@@ -97,6 +104,7 @@ class Reward(Protocol):
     ) -> Float[Array, " R"]: ...
 
 
+@runtime_checkable
 class Termination(Protocol):
     """Known probability that the step ends the episode, in [0, 1]."""
 
@@ -105,6 +113,7 @@ class Termination(Protocol):
     ) -> Float[Array, " R"]: ...
 
 
+@runtime_checkable
 class Prior(Protocol):
     """Action prior p and the proposal q around a plan from which sequences are drawn."""
 
@@ -117,12 +126,14 @@ class Prior(Protocol):
         ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """K points per problem in (-1, 1)^(T A), each component uniform; how they depend on each other is its art."""
 
-    def __call__(self, key: PRNGKeyArray, shape: tuple[int, int, int, int], /) -> Float[Array, "K B T A"]: ...
+    def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...], /) -> Float[Array, "K B T A"]: ...
 
 
+@runtime_checkable
 class RiskMeasure(Protocol):
     """Reduces the returns of one action sequence under N models to one number."""
 

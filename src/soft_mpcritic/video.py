@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import imageio
@@ -10,9 +11,10 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from soft_mpcritic.agent import Agent, Models
+from soft_mpcritic.agent import Agent
 from soft_mpcritic.envs import EnvVector
 from soft_mpcritic.evaluation import controlled_steps
+from soft_mpcritic.planner import Models
 
 SIZE = 480  # pixels, both ways
 MAX_FRAMES = 1000
@@ -23,10 +25,11 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
     envs = EnvVector(agent.task, 1, **_render_options(agent))
     try:
         frame = _frame_source(envs.first_env)
-        steps = controlled_steps(agent, jax.jit(agent.control), models, envs, seed)
+        steps = controlled_steps(agent, jax.jit(agent.planner.control), models, envs, seed)
         rate = int(envs.first_env.metadata.get("render_fps", 30))
         stride = max(rate // 50, 1)
-        with imageio.get_writer(out, fps=rate / stride, macro_block_size=1) as film:
+        film: Any
+        with imageio.get_writer(out, fps=rate / stride) as film:
             for count, (_, done) in enumerate(steps):
                 if done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode
                     break

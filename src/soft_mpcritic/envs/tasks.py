@@ -79,9 +79,7 @@ def hopper_reward(
 
 
 TASKS: dict[str, TaskSpec] = {
-    "InvertedDoublePendulum-v5": TaskSpec(
-        double_pendulum_reward, double_pendulum_termination, total_steps=15_000
-    ),
+    "InvertedDoublePendulum-v5": TaskSpec(double_pendulum_reward, double_pendulum_termination, total_steps=15_000),
     "Hopper-v5": TaskSpec(
         hopper_reward,
         hopper_termination,

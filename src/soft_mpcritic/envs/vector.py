@@ -11,7 +11,7 @@ from soft_mpcritic.envs.registry import Task
 from soft_mpcritic.types import Experience
 
 
-class BadObservation(RuntimeError):
+class BadObservationError(RuntimeError):
     """An environment answered with a number that is not finite; the message names where and what."""
 
 
@@ -26,7 +26,7 @@ class Resumable(gym.Wrapper):
         super().__init__(env)
         self.index = index
         self._origin: dict[str, Any] = {}
-        self._actions: list[list[float]] = []
+        self._actions: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is None:
@@ -73,7 +73,7 @@ class EnvVector:
         return _finite(obs.astype(np.float32), "first observation")
 
     def step(self, actions: np.ndarray) -> Experience:
-        """Steps all by actions [E, A] in the task's units; raises `BadObservation` for NaN or infinity."""
+        """Steps all by actions [E, A] in the task's units; raises `BadObservationError` for NaN or infinity."""
         obs, reward, terminated, truncated, info = self._envs.step(actions.astype(self._dtype))
         start_obs = obs.astype(np.float32)
         done = terminated | truncated
@@ -108,4 +108,4 @@ def _finite(values: np.ndarray, what: str) -> np.ndarray:
         return values
     env, *component = np.argwhere(~np.isfinite(values))[0]
     where = f"component {component[0]} of the {what}" if component else f"the {what}"
-    raise BadObservation(f"{where} of environment {env} is {values[tuple([env, *component])]}")
+    raise BadObservationError(f"{where} of environment {env} is {values[tuple([env, *component])]}")

@@ -117,7 +117,7 @@ def _stats(weighed: Weighed, actions: Float[Array, "K B T A"]) -> PlanStats:
     return PlanStats(
         effective_samples=effective_sample_size(weighed.weights),
         best_return=jnp.max(jnp.where(weighed.valid, weighed.returns, -jnp.inf), axis=0),
-        mean_return=jnp.sum(counted, axis=0) / jnp.maximum(jnp.sum(weighed.valid, axis=0), 1),
+        mean_return=jnp.sum(counted, axis=0) / jnp.maximum(jnp.sum(weighed.valid, axis=0, dtype=counted.dtype), 1),
         clip_fraction=jnp.mean(jnp.abs(actions) > 1, axis=(0, 2, 3)),
         invalid_fraction=1 - jnp.mean(weighed.valid, axis=0),
     )

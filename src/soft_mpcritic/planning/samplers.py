@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 from scipy.stats import qmc
 
 
-def iid(key: PRNGKeyArray, shape: tuple[int, int, int, int]) -> Float[Array, "K B T A"]:
+def iid(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "K B T A"]:
     """Independent points."""
     return _to_open_interval(jax.random.bits(key, shape))
 
 
-def antithetic(key: PRNGKeyArray, shape: tuple[int, int, int, int]) -> Float[Array, "K B T A"]:
+def antithetic(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "K B T A"]:
     """Sample k + K/2 mirrors sample k: functions odd about the plan are integrated without error.
 
     With an odd K, one sample stays without a partner.
@@ -28,7 +28,7 @@ def antithetic(key: PRNGKeyArray, shape: tuple[int, int, int, int]) -> Float[Arr
     return jnp.concatenate([half, -half])[:num_samples]
 
 
-def sobol(key: PRNGKeyArray, shape: tuple[int, int, int, int]) -> Float[Array, "K B T A"]:
+def sobol(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "K B T A"]:
     """The first K points of the Sobol sequence in T A dimensions, Owen-scrambled anew for every problem."""
     num_samples, problems, slots, size = shape
     seeds = jax.random.bits(key, (1, problems, slots, size))

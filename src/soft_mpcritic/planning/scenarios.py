@@ -50,7 +50,7 @@ class CVaRReturn:
 
     def __call__(self, returns: Float[Array, "N K B"]) -> Float[Array, "K B"]:
         count = self.alpha * returns.shape[0]
-        weights = jnp.clip(count - jnp.arange(returns.shape[0]), 0, 1) / count
+        weights = jnp.clip(count - jnp.arange(returns.shape[0], dtype=returns.dtype), 0, 1) / count
         return jnp.tensordot(weights, jnp.sort(returns, axis=0), axes=1)
 
 

@@ -1,0 +1,153 @@
+"""Planning with what was learned: the one solve that acts in the world and values states for the critic."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from soft_mpcritic.config import Config, PlannerConfig
+from soft_mpcritic.critic import SoftQ
+from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, Normalizer
+from soft_mpcritic.envs import Task
+from soft_mpcritic.networks import MLP
+from soft_mpcritic.planning import (
+    MPPI,
+    SAMPLERS,
+    CVaRReturn,
+    EntropicReturn,
+    GaussianPrior,
+    Scenarios,
+    UniformPrior,
+    mean_return,
+    shift,
+    worst_return,
+)
+from soft_mpcritic.types import PlanResult, RiskMeasure, StepOutcome
+
+
+class Models(eqx.Module):
+    """What was learned: all that planning needs."""
+
+    dynamics: EnsembleDynamics
+    critic: SoftQ
+    target_critic: SoftQ
+    obs_scale: Normalizer
+    change_scale: Normalizer
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Soft MPC for one task and one configuration: a pure function of models, observation and where to start."""
+
+    task: Task
+    config: Config
+
+    def init_models(self, key: PRNGKeyArray) -> Models:
+        """Fresh networks and statistics that have seen nothing."""
+        config, size = self.config, self.task.obs_size
+        dynamics_key, critic_key = jax.random.split(key)
+        inputs = len(self._visible) + self.task.action_size
+        critic = SoftQ.init(critic_key, inputs, config.objective.discount, config.critic)
+        return Models(
+            dynamics=EnsembleDynamics.init(dynamics_key, inputs, size, config.dynamics),
+            critic=critic,
+            target_critic=jax.tree.map(jnp.copy, critic),
+            obs_scale=Normalizer.init(size, OBS_FLOOR),
+            change_scale=Normalizer.init(size, CHANGE_FLOOR),
+        )
+
+    def plan(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+    ) -> PlanResult:
+        """The online solve at `obs` from `start`, with the critic as it is now."""
+        return self._solve(self.config.planner, models, models.critic, key, obs, start)
+
+    def control(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+    ) -> tuple[Float[Array, "B A"], Float[Array, "B T A"]]:
+        """Deterministic control: the plan's first action in the task's units, and the start of the next solve."""
+        plan = self.plan(models, key, obs, start).plan
+        return self.to_env(plan[:, 0]), shift(plan)
+
+    def value(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+    ) -> PlanResult:
+        """The target solve at `obs` from `start`, with the slow copy of the critic."""
+        return self._solve(self.config.target_planner, models, models.target_critic, key, obs, start)
+
+    def _solve(
+        self,
+        config: PlannerConfig,
+        models: Models,
+        critic: SoftQ,
+        key: PRNGKeyArray,
+        obs: Float[Array, "B S"],
+        start: Float[Array, "B T A"],
+    ) -> PlanResult:
+        sample_key, scenario_key = jax.random.split(key)
+
+        def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
+            return critic.least(self.features(models, obs), jnp.clip(action, -1, 1))
+
+        def step(member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> StepOutcome:
+            return self.model_step(models, member, obs, action)
+
+        def returns_fn(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
+            members = models.dynamics.members
+            return self._scenarios.returns(scenario_key, step, members, terminal_value, obs, actions)
+
+        return self._planner(config).solve(sample_key, start, returns_fn)
+
+    def model_step(
+        self, models: Models, member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]
+    ) -> StepOutcome:
+        """What one member makes of a step, with the task's known reward and termination; actions are clipped here."""
+        action = jnp.clip(action, -1, 1)
+        inputs = jnp.concatenate([self.features(models, obs), action], axis=-1)
+        next_obs = obs + models.change_scale.denormalize(member(inputs))
+        known, env_action = self.task.spec, self.to_env(action)
+        reward = known.reward(obs, env_action, next_obs)
+        if not self.config.objective.terminations:
+            return StepOutcome(next_obs, reward, jnp.ones_like(reward))
+        return StepOutcome(next_obs, reward, 1 - known.termination(obs, env_action, next_obs))
+
+    def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
+        """What the networks see of an observation: scaled, and without the task's positions unless asked for."""
+        return models.obs_scale.normalize(obs)[:, jnp.array(self._visible)]
+
+    def to_env(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
+        """From the library's box [-1, 1] to the task's own."""
+        low, high = jnp.array(self.task.action_low), jnp.array(self.task.action_high)
+        return low[None, :] + 0.5 * (action + 1) * (high - low)[None, :]
+
+    @cached_property
+    def _scenarios(self) -> Scenarios:
+        objective = self.config.objective
+        risks: dict[str, RiskMeasure] = {
+            "mean": mean_return,
+            "entropic": EntropicReturn(objective.risk_parameter),
+            "cvar": CVaRReturn(objective.risk_parameter),
+            "worst": worst_return,
+        }
+        return Scenarios(objective.scenarios, objective.discount, risks[objective.risk])
+
+    def _planner(self, config: PlannerConfig) -> MPPI:
+        objective = self.config.objective
+        prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
+        return MPPI(
+            prior=prior(objective.variance),
+            sampler=SAMPLERS[config.sampler],
+            num_samples=config.num_samples,
+            temperature=objective.temperature,
+            ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
+            iterations=config.iterations,
+            keep_nominal=config.keep_nominal,
+        )
+
+    @cached_property
+    def _visible(self) -> tuple[int, ...]:
+        hidden = () if self.config.training.observe_position else self.task.spec.positions
+        return tuple(i for i in range(self.task.obs_size) if i not in hidden)
