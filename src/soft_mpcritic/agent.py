@@ -139,7 +139,7 @@ class Agent:
             state,
             models=models,
             replay=state.replay.add(transition, next_plans, state.updates),
-            pending=dataclasses.replace(pending, obs=experience.start_obs, plan=start_plan),
+            pending=dataclasses.replace(pending, obs=jnp.asarray(experience.start_obs), plan=start_plan),
         )
 
     def act(self, state: AgentState, explore: Explore) -> tuple[AgentState, PlanResult | None]:

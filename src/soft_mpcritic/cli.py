@@ -174,7 +174,8 @@ def _one_line_errors(parse: Callable[[], Any]) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        lines = [line.strip("│╭╰╮╯─ ") for line in complaint.getvalue().splitlines()]
+        rows = [row for row in complaint.getvalue().splitlines() if not row.startswith(("╭", "╰"))]
+        lines = [row.strip("│─ ") for row in rows]
         text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
         raise ConfigError(text) from stop
 

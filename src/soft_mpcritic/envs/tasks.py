@@ -20,7 +20,7 @@ class TaskSpec:
 
     reward: Reward
     termination: Termination
-    env_options: Mapping[str, Any] = field(default_factory=dict)  # for gymnasium.make
+    env_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # for gymnasium.make
     positions: tuple[int, ...] = ()  # components that only the reward needs: absolute positions along a track
     total_steps: int = 100_000  # a training budget that suffices
 

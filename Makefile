@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` the checks. Both need Python 3.11 only.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/soft-mpcritic train InvertedDoublePendulum-v5 --total-steps 5000 --run-dir $(DEMO) --resume
+	$(BIN)/soft-mpcritic evaluate $(DEMO) --episodes 10 --video $(DEMO)/video.mp4
+	@echo "learning curve: $(DEMO)/learning_curve.png"
+	@echo "video:          $(DEMO)/video.mp4"
+
+test: lint
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/dev-installed
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

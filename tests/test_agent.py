@@ -1,0 +1,208 @@
+"""Mechanics of the agent: what is stored, what is learned from it, and that it does so reproducibly."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.envs.tasks import TaskSpec
+from soft_mpcritic.planning import shift
+from soft_mpcritic.types import Experience, Transition
+from tests.systems import System, learn, never, small_config
+
+SYSTEM = System(lambda s, a: 0.9 * s + 0.1 * a, TaskSpec(lambda s, a, n: -jnp.sum(s**2, -1), never), obs_size=1)
+
+
+def make(**changes: object) -> tuple[Agent, AgentState]:
+    agent = Agent(SYSTEM.task, small_config(**changes))
+    return agent, jax.jit(agent.init)(jax.random.key(0))
+
+
+def experience(number: float, envs: int, done: tuple[bool, ...], terminated: bool = False) -> Experience:
+    """Rewards, next and first observations that carry an id."""
+    ids = number + 0.1 * np.arange(envs, dtype=np.float32)
+    return Experience(
+        reward=ids,
+        next_obs=ids[:, None] + np.float32(0.01),
+        terminated=np.array(done) & terminated,
+        done=np.array(done),
+        start_obs=ids[:, None] + np.float32(0.02),
+    )
+
+
+def filled(agent: Agent, state: AgentState, steps: int = 40) -> AgentState:
+    """A state whose replay holds a few random transitions."""
+    obs = SYSTEM.start(jax.random.key(5), agent.config.training.num_envs)
+    state, _ = agent.begin(state, obs, "random")
+    step = jax.jit(lambda s, e: agent.act(agent.observe(s, e), "random")[0])
+    for time in range(steps):
+        answer = SYSTEM.experience(
+            jax.random.key(time), jnp.array(time), state.pending.obs, agent.planner.to_env(state.pending.action)
+        )
+        state = step(state, answer)
+    return state
+
+
+def test_transitions_and_shifted_plans_are_stored_row_by_row():
+    agent, state = make(training__num_envs=2)
+    slots = agent.config.planner.horizon + 1
+    for number in (1.0, 2.0, 3.0):
+        plan = number + jnp.arange(2 * slots, dtype=jnp.float32).reshape(2, slots, 1) / 100
+        pending = dataclasses.replace(state.pending, obs=jnp.full((2, 1), number - 1), plan=plan, action=plan[:, 0])
+        state = agent.observe(dataclasses.replace(state, pending=pending), experience(number, 2, (False, False)))
+    rows = jnp.arange(6)
+    stored, (plans, _) = state.replay.take(rows), state.replay.take_plans(rows)
+    ids = np.array([1.0, 1.1, 2.0, 2.1, 3.0, 3.1], np.float32)
+    np.testing.assert_allclose(stored.reward, ids)
+    np.testing.assert_allclose(stored.next_obs[:, 0], ids + 0.01)
+    np.testing.assert_allclose(stored.obs[:, 0], [0, 0, 1, 1, 2, 2])
+    np.testing.assert_allclose(stored.action[:, 0], [1, 1.05, 2, 2.05, 3, 3.05], rtol=1e-6)
+    np.testing.assert_allclose(plans[2, :, 0], [2.01, 2.02, 2.03, 2.04, 0.0])
+    np.testing.assert_allclose(plans[5, :, 0], [3.06, 3.07, 3.08, 3.09, 0.0], rtol=1e-6)
+
+
+def test_plans_go_on_within_an_episode_and_start_anew_with_the_next():
+    agent, state = make(training__num_envs=2)
+    plan = jnp.ones_like(state.pending.plan)
+    state = dataclasses.replace(state, pending=dataclasses.replace(state.pending, plan=plan))
+    state = agent.observe(state, experience(1.0, 2, (True, False)))
+    np.testing.assert_array_equal(state.pending.plan[0], 0)
+    np.testing.assert_array_equal(state.pending.plan[1], shift(plan)[1])
+    np.testing.assert_allclose(state.pending.obs[:, 0], [1.02, 1.12])
+    np.testing.assert_allclose(state.replay.take(jnp.arange(2)).next_obs[:, 0], [1.01, 1.11])
+
+
+@pytest.mark.parametrize(("terminated", "expected"), [(True, 1.0), (False, 0.0)])
+def test_only_termination_is_stored_as_one(terminated, expected):
+    agent, state = make()
+    state = agent.observe(state, experience(1.0, 1, (True,), terminated))
+    assert state.replay.take(jnp.arange(1)).terminated[0] == expected
+
+
+def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise():
+    agent, state = make()
+    size = 6
+    batch = Transition(
+        jnp.zeros((size, 1)),
+        jnp.zeros((size, 1)),
+        jnp.arange(size, dtype=jnp.float32),
+        jnp.ones((size, 1)),
+        jnp.array([1.0, 0, 1, 0, 1, 0]),
+    )
+    start = jnp.zeros((size, agent.config.target_planner.horizon + 1, 1))
+    target, result = agent.targets(state.models, jax.random.key(0), batch, start)
+    np.testing.assert_array_equal(target[::2], [0, 2, 4])
+    np.testing.assert_allclose(target[1::2], batch.reward[1::2] + 0.99 * result.value[1::2], rtol=1e-6)
+
+
+def test_an_update_writes_refined_plans_back_where_it_drew_them():
+    agent, state = make()
+    state = filled(agent, state)
+    after, _ = jax.jit(agent.update)(state)
+    before_plans, after_plans = state.replay.plans, after.replay.plans
+    changed = np.flatnonzero(np.any(np.asarray(before_plans != after_plans)[:, :-1], axis=1))
+    size = int(state.replay.size)
+    assert 0 < len(changed) <= agent.config.critic.batch_size
+    assert changed.max() < size
+    np.testing.assert_array_equal(after.replay.records, state.replay.records)
+    again, _ = jax.jit(agent.update)(after)
+    stamps = np.asarray(again.replay.plans[:, -1])
+    assert set(np.unique(stamps)) <= {0.0, 1.0}
+
+
+def test_a_second_visit_starts_from_the_plan_of_the_first():
+    """With one transition in memory, the stored plan after an update is the plan that the target solve returned."""
+    agent, state = make(critic__batch_size=1)
+    state = filled(agent, state, steps=1)
+    key = jax.random.split(jax.random.split(state.key, 3)[1])[1]  # as update and its critic part split it
+    rows = jnp.zeros(1, jnp.int32)
+    batch, (start, _) = state.replay.take(rows), state.replay.take_plans(rows)
+    expected = agent.planner.value(state.models, key, batch.next_obs, start).plan
+    after, _ = agent.update(state)
+    np.testing.assert_allclose(after.replay.take_plans(rows)[0], expected, atol=1e-6)
+
+
+def test_invalid_targets_do_not_reach_the_critic():
+    """A reward of NaN in the model makes every sample invalid: the critic stands still, plans too, and it is counted."""
+    spec = TaskSpec(lambda s, a, n: jnp.full(s.shape[0], jnp.nan), never)
+    agent = Agent(dataclasses.replace(SYSTEM.task, spec=spec), small_config())
+    state = filled(agent, jax.jit(agent.init)(jax.random.key(0)))
+    after, figures = jax.jit(agent.update)(state)
+    for old, new in zip(
+        jax.tree.leaves(state.models.critic), jax.tree.leaves(after.models.critic), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+    np.testing.assert_array_equal(state.replay.plans[:, :-1], after.replay.plans[:, :-1])
+    assert figures.target_invalid == 1
+    assert np.isfinite(np.asarray(figures.critic_loss))
+
+
+def test_members_stay_different_while_they_learn():
+    state = learn(SYSTEM, small_config(), jax.random.key(0), 100)
+    for leaf in jax.tree.leaves(state.models.dynamics.members):
+        flat = np.asarray(leaf).reshape(leaf.shape[0], -1)
+        assert np.abs(flat[:, None] - flat[None]).max(-1)[~np.eye(len(flat), dtype=bool)].min() > 1e-3
+
+
+def test_the_target_network_moves_only_when_due():
+    agent, state = make(critic__target_every=2)
+    state = filled(agent, state)
+    first, _ = jax.jit(agent.update)(state)
+    second, _ = jax.jit(agent.update)(first)
+    old, one, two = (jax.tree.leaves(s.models.target_critic)[0] for s in (state, first, second))
+    np.testing.assert_array_equal(old, one)
+    assert np.any(np.asarray(one != two))
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
+    runs = [learn(SYSTEM, small_config(), jax.random.key(seed), 60) for seed in (3, 3, 4)]
+    one, same, other = ([np.asarray(x) for x in jax.tree.leaves(run.models)] for run in runs)
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_seeds_can_be_mapped():
+    """`vmap` over seeds gives what single runs give, to rounding."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    together = jax.vmap(lambda key: learn(SYSTEM, small_config(), key, 40))(keys)
+    for index, key in enumerate(keys):
+        alone = learn(SYSTEM, small_config(), key, 40)
+        np.testing.assert_allclose(together.replay.records[index], alone.replay.records, atol=1e-4)
+        np.testing.assert_allclose(together.pending.plan[index], alone.pending.plan, atol=1e-3)
+
+
+def test_a_step_compiles_once_whatever_the_number_of_updates():
+    agent, state = make()
+    step = jax.jit(agent.step, static_argnums=3, donate_argnums=0)
+    state, _ = agent.begin(state, jnp.zeros((1, 1)), "random")
+    for number in range(5):
+        state, _, _ = step(state, experience(number, 1, (number == 2,)), np.int32(number), "sample")
+    assert step._cache_size() == 1
+    assert state.updates == 10
+
+
+@pytest.mark.parametrize("explore", ["sample", "mean"])
+def test_acting_by_the_mean_is_repeatable_only_in_the_mean_sense(explore):
+    """The mean of the plan is what is kept; a sampled action is one of the K sequences, not the mean."""
+    agent, state = make()
+    state, _ = agent.begin(state, jnp.zeros((1, 1)), explore)
+    first = np.asarray(state.pending.plan[:, 0])
+    action = np.asarray(state.pending.action)
+    assert np.array_equal(first, action) == (explore == "mean")
+
+
+def test_hidden_positions_reach_the_reward_but_no_network():
+    """Moving along the track changes neither plan nor value when positions are hidden, and does when they are seen."""
+    spec = TaskSpec(lambda s, a, n: n[:, 0] - s[:, 0], never, positions=(0,))
+    system = System(lambda s, a: s, spec, obs_size=2)
+    for seen in (False, True):
+        agent = Agent(system.task, small_config(training__observe_position=seen))
+        models = jax.jit(agent.init)(jax.random.key(0)).models
+        start = jnp.zeros((2, agent.config.planner.horizon + 1, 1))
+        obs = jnp.array([[0.0, 0.3], [0.0, 0.3]])
+        here = agent.planner.plan(models, jax.random.key(1), obs, start)
+        there = agent.planner.plan(models, jax.random.key(1), obs + jnp.array([[4.0, 0.0]]), start)
+        assert np.allclose(here.value, there.value, atol=1e-4) == (not seen)

@@ -1,0 +1,341 @@
+import warnings
+
+import gymnasium as gym
+import jaxtyping
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from soft_mpcritic import cli
+from soft_mpcritic.config import override, preset
+from soft_mpcritic.run_folder import RunFolder, RunSettings
+
+EVALUATIONS = "env_step,wall_seconds,episode,seed,return,length\n"
+PENDULUM = "InvertedDoublePendulum-v5"
+SETTINGS = RunSettings(PENDULUM, "paper", 3, 1000, override(preset("paper"), {"planner.horizon": 3}))
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """Nothing is written but here, and no run-time check of types complains before the command itself does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    return tmp_path
+
+
+@pytest.fixture
+def run_folder(workplace) -> RunFolder:
+    folder = RunFolder(workplace / "run")
+    folder.create(SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def refused(capsys, workplace):
+    """Runs a command that the user can mend; the one line that it says. It may leave nothing on the disk."""
+
+    def run(*arguments: object) -> str:
+        before = sorted(workplace.rglob("*"))
+        status = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert status == 2
+        assert out == ""
+        assert err.count("\n") == 1 and err.endswith("\n"), err
+        assert err.startswith("soft-mpcritic: ")
+        assert sorted(workplace.rglob("*")) == before
+        return err.removeprefix("soft-mpcritic: ").rstrip("\n")
+
+    return run
+
+
+@pytest.mark.parametrize("wrong", ["InvertedDoublePendulum-v4x", "InvertedDoublePendulum", "invertedDoublePendulum-v5"])
+def test_an_unknown_environment_is_refused_with_near_matches(refused, wrong):
+    text = refused("train", wrong)
+    assert repr(wrong) in text and "did you mean " in text and PENDULUM in text
+
+
+def test_a_misspelt_hopper_is_recognised(refused):
+    assert "did you mean Hopper-v" in refused("train", "Hoper-v5")
+
+
+def test_a_name_near_to_nothing_is_refused(refused):
+    text = refused("train", "qqqqqqqq")
+    assert "'qqqqqqqq'" in text and "gymnasium.registry" in text
+
+
+def test_an_environment_without_known_reward_is_refused_with_those_that_have_one(refused):
+    text = refused("train", "Pendulum-v1")
+    assert "'Pendulum-v1' has no known reward" in text and PENDULUM in text and "Hopper-v5" in text
+
+
+def test_discrete_actions_are_refused(refused):
+    text = refused("train", "CartPole-v1")
+    assert "action space of 'CartPole-v1' must be a Box, got Discrete(2)" in text and "DQN" in text
+
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+
+
+@pytest.fixture
+def foreign():
+    """Registers an environment of given spaces as Foreign-v0."""
+
+    def register(observation_space: spaces.Space, action_space: spaces.Space) -> str:
+        class Foreign(gym.Env):
+            def __init__(self) -> None:
+                self.observation_space, self.action_space = observation_space, action_space
+
+        gym.register("Foreign-v0", entry_point=lambda **_: Foreign())
+        return "Foreign-v0"
+
+    yield register
+    gym.registry.pop("Foreign-v0", None)
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "words"),
+    [
+        (BOX, spaces.Dict({"a": BOX}), ("action space of 'Foreign-v0' must be a Box, got Dict",)),
+        (BOX, spaces.MultiDiscrete([2, 3]), ("action space of 'Foreign-v0' must be a Box, got MultiDiscrete",)),
+        (BOX, spaces.Box(-np.inf, np.inf, (2,), np.float32), ("must have finite bounds", "inf", "RescaleAction")),
+        (BOX, spaces.Box(-1, 1, (2, 2), np.float32), ("must be a vector, got shape (2, 2)", "flatten")),
+        (spaces.Dict({"a": BOX}), BOX, ("observation space of 'Foreign-v0'", "got Dict", "FlattenObservation")),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, ("observation space", "(8, 8, 3)", "FlattenObservation")),
+        (spaces.Discrete(5), BOX, ("observation space", "got Discrete(5)", "FlattenObservation")),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, spaces.Space) else "",
+)
+def test_spaces_that_do_not_fit_are_refused_with_the_remedy(refused, foreign, observation, action, words):
+    text = refused("train", foreign(observation, action))
+    assert all(word in text for word in words), text
+
+
+def test_an_environment_that_cannot_be_made_is_refused(refused):
+    def broken(**_: object) -> gym.Env:
+        raise RuntimeError("no licence\nfor this simulator")
+
+    gym.register("Foreign-v0", entry_point=broken)
+    try:
+        assert "'Foreign-v0' cannot be made: no licence for this simulator" in refused("train", "Foreign-v0")
+    finally:
+        gym.registry.pop("Foreign-v0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--planner.horizon", "-1"], ("horizon", "-1", "use 0")),
+        (["--planner.horizon", "1.5"], ("horizon", "1.5")),
+        (["--planner.horizon"], ("horizon",)),
+        (["--objective.temperature", "0"], ("temperature", "got 0", "try 0.1")),
+        (["--objective.temperature", "nan"], ("temperature", "nan", "try 0.1")),
+        (["--objective.discount", "1.01"], ("discount", "1.01", "0.99")),
+        (["--objective.discount", "1"], ("discount", "critic.unit")),
+        (["--objective.prior", "cauchy"], ("prior", "cauchy", "gaussian", "uniform")),
+        (["--planner.num-samples", "0"], ("num_samples", "got 0", "16")),
+        (["--target-planner.num-samples", "0"], ("num_samples", "got 0", "16")),
+        (["--critic.heads", "5"], ("heads", "got 5", "2")),
+        (["--training.num-envs", "0"], ("num_envs", "got 0")),
+        (["--preset", "papr"], ("preset", "'papr'", "default, paper, paper-uniform")),
+        (["--preset=papr"], ("preset", "'papr'", "default, paper, paper-uniform")),
+        (["--preset"], ("preset",)),
+        (["--planer.horizon", "3"], ("--planer.horizon", "--planner.horizon")),
+        (["--horizon", "3"], ("--horizon",)),
+        (["--seed", "-1"], ("seed", "got -1")),
+        (["--seed", "x"], ("seed", "x")),
+        (["--total-steps", "0"], ("total_steps", "got 0")),
+        (["--total-steps", "-5"], ("total_steps", "got -5")),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+@pytest.mark.parametrize("place", [[], ["--run-dir", "new"]], ids=["", "run-dir"])
+def test_settings_that_cannot_work_are_refused(refused, arguments, words, place):
+    text = refused("train", PENDULUM, *place, *arguments)
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["--seed", "1"]], ids=str)
+def test_a_missing_or_unknown_command_is_refused_with_those_that_exist(refused, arguments):
+    text = refused(*arguments)
+    assert all(word in text for word in ("train", "evaluate", "plot"))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "plot"])
+def test_a_folder_that_is_no_run_is_refused(refused, workplace, command):
+    (workplace / "empty").mkdir()
+    for path in ("empty", "nowhere"):
+        assert f"{path} is not a run folder" in refused(command, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--episodes", "0"], ("episodes", "got 0")),
+        (["--episodes", "-3"], ("episodes", "got -3")),
+        (["--seed", "-1"], ("seed", "got -1")),
+        (["--video", "x.txt"], ("video", "x.txt", ".mp4", ".gif")),
+        (["--video", "x"], ("video", "x", ".mp4", ".gif")),
+        (["--speed", "3"], ("--speed",)),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_evaluations_that_cannot_work_are_refused(refused, run_folder, arguments, words):
+    text = refused("evaluate", run_folder.path, *arguments)
+    assert all(word in text for word in words), text
+
+
+def test_evaluate_without_a_folder_is_refused(refused):
+    text = refused("evaluate")
+    assert "evaluate" in text and "folder" in text
+
+
+def test_a_run_without_checkpoint_cannot_be_evaluated(refused, run_folder):
+    (run_folder.path / "checkpoints").mkdir()
+    text = refused("evaluate", run_folder.path)
+    assert str(run_folder.path) in text and "no checkpoint yet" in text and "train" in text
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="Orbax makes the folder checkpoints/ when it is asked what is there")
+def test_evaluate_makes_no_checkpoint_folder(refused, run_folder):
+    refused("evaluate", run_folder.path)
+
+
+def test_plot_without_folders_is_refused(refused):
+    assert "run folder" in refused("plot")
+
+
+def test_a_run_without_evaluations_cannot_be_plotted(refused, run_folder):
+    assert f"{run_folder.path} has no evaluations" in refused("plot", run_folder.path)
+    (run_folder.path / "evaluations.csv").write_text(EVALUATIONS)
+    assert f"{run_folder.path} has no evaluations" in refused("plot", run_folder.path)
+
+
+@pytest.mark.parametrize("command", [["train", "--resume", "--run-dir"], ["evaluate"], ["plot"]], ids=lambda x: x[0])
+def test_a_damaged_run_folder_is_refused(refused, run_folder, command):
+    (run_folder.path / "config.json").write_text("{")
+    assert "config.json is damaged" in refused(*command, run_folder.path)
+
+
+def test_an_existing_run_is_not_trained_over(refused, run_folder):
+    text = refused("train", PENDULUM, "--run-dir", run_folder.path)
+    assert str(run_folder.path) in text and "--resume" in text and "--run-dir" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["Hopper-v5"], (f"is of {PENDULUM}, got Hopper-v5",)),
+        (["--seed", "4"], ("has seed 3, got 4",)),
+        (["--planner.horizon", "2"], ("planner.horizon was 3 and cannot become 2",)),
+        (["--preset", "default"], (" was ", "cannot become")),
+        (["--planner.horizon", "-2"], ("horizon", "-2")),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_resuming_with_another_task_seed_or_setting_is_refused(refused, run_folder, arguments, words):
+    before = (run_folder.path / "config.json").read_text()
+    text = refused("train", *arguments, "--resume", "--run-dir", run_folder.path)
+    assert all(word in text for word in words), text
+    assert (run_folder.path / "config.json").read_text() == before
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(refused, workplace):
+    (workplace / "file").write_text("in the way")
+    for path in ("file", "file/run"):
+        assert f"run folder {path} cannot be written" in refused("train", PENDULUM, "--run-dir", path)
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="frames and inner names of the parser are still in its messages")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["evaluate"],
+        ["train", "--planner.horizon", "1.5"],
+        ["train", "--target-planner.num-samples", "0"],
+    ],
+    ids=" ".join,
+)
+def test_messages_of_the_parser_read_like_ours(refused, arguments):
+    text = refused(*arguments)
+    assert "---" not in text and "__tyro" not in text
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="Gymnasium's own warning comes with the refusal")
+def test_an_outdated_version_is_refused_without_further_noise(refused):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert "'Hopper-v4' has no known reward" in refused("train", "Hopper-v4")
+    assert said == []
+
+
+@pytest.mark.xfail(raises=(OSError, ValueError), reason="plot leaves what savefig raises alone")
+@pytest.mark.parametrize("out", ["no/such/curve.png", "curve.xyz"])
+def test_a_picture_that_cannot_be_written_is_refused(refused, run_folder, out):
+    (run_folder.path / "evaluations.csv").write_text(f"{EVALUATIONS}10,1.0,0,1,5,9\n")
+    assert out in refused("plot", run_folder.path, "--out", out)
+
+
+@pytest.fixture
+def trained_with(monkeypatch):
+    """The settings that training was called with, instead of training."""
+    calls: list[RunSettings] = []
+
+    def train(folder, settings, observer):
+        calls.append(settings)
+        return {"status": "finished", "env_step": 0, "wall_seconds": 0.0}
+
+    monkeypatch.setattr(cli, "train", train)
+    return calls
+
+
+def test_settings_are_laid_over_the_preset(trained_with, workplace):
+    arguments = ["--preset", "paper-uniform", "--planner.horizon", "2", "--seed", "5", "--total-steps", "70"]
+    assert cli.main(["train", "Hopper-v5", *arguments]) == 0
+    config = override(preset("paper-uniform"), {"planner.horizon": 2})
+    assert trained_with == [RunSettings("Hopper-v5", "paper-uniform", 5, 70, config)]
+    (path,) = (workplace / "runs").iterdir()
+    assert path.name.startswith("Hopper-v5-paper-uniform-seed5-")
+    assert RunFolder(path).read_settings() == trained_with[0]
+
+
+def test_train_takes_the_double_pendulum_and_its_budget_by_default(trained_with):
+    assert cli.main(["train"]) == 0
+    assert trained_with == [RunSettings(PENDULUM, "default", 0, 15_000, preset("default"))]
+
+
+def test_a_resumed_run_keeps_its_settings_but_for_those_that_may_change(trained_with, run_folder):
+    arguments = ["--resume", "--run-dir", str(run_folder.path)]
+    assert cli.main(["train", *arguments]) == 0
+    assert cli.main(["train", *arguments, "--total-steps", "2000", "--training.evaluate-every", "77"]) == 0
+    changed = override(SETTINGS.config, {"training.evaluate_every": 77})
+    assert trained_with == [SETTINGS, RunSettings(PENDULUM, "paper", 3, 2000, changed)]
+    assert RunFolder(run_folder.path).read_settings() == trained_with[1]
+
+
+def test_resume_starts_a_run_where_there_is_none(trained_with, workplace):
+    assert cli.main(["train", "--resume", "--run-dir", "new", "--seed", "1"]) == 0
+    assert RunFolder(workplace / "new").read_settings() == trained_with[0]
+
+
+def test_plot_draws_and_says_where(run_folder, workplace, capsys):
+    rows = "".join(f"{step},1.0,{episode},1,{step * episode},9\n" for step in (10, 20) for episode in (1, 2))
+    (run_folder.path / "evaluations.csv").write_text(EVALUATIONS + rows)
+    assert cli.main(["plot", str(run_folder.path)]) == 0
+    assert cli.main(["plot", str(run_folder.path), "--out", "curve.png"]) == 0
+    assert capsys.readouterr().out.split() == [str(run_folder.curve), "curve.png"]
+    assert run_folder.curve.stat().st_size > 1000
+    assert (workplace / "curve.png").read_bytes() == run_folder.curve.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["plot", "--help"]], ids=str
+)
+def test_help_is_given(arguments, capsys, workplace):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code in (0, None)
+    out, err = capsys.readouterr()
+    assert "usage: soft-mpcritic" in out and err == ""
+    assert not list(workplace.iterdir())

@@ -1,0 +1,162 @@
+"""The host loop: runs that stop, resume, fail and report."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from soft_mpcritic.checkpoint import Checkpoints, pack
+from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.envs import BadObservationError
+from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
+from soft_mpcritic.training import load_state, prepare_run, train
+from soft_mpcritic.types import Episode
+from tests.systems import small_config
+
+ENV_ID = "InvertedDoublePendulum-v5"
+TIMES = ("wall_seconds", "steps_per_second")
+
+
+class Silent:
+    """An observer that can act after a given environment step."""
+
+    def __init__(self, at: int = -1, act: Any = None) -> None:
+        self._at, self._act = at, act
+
+    def on_metrics(self, row: dict[str, Any]) -> None:
+        if row["env_step"] == self._at:
+            self._act()
+
+    def on_evaluation(self, env_step: int, episodes: list[Episode]) -> None: ...
+
+
+def run(path: Path, total_steps: int, config: Config, observer: Silent | None = None, resume: bool = False) -> dict:
+    folder = RunFolder(path)
+    settings = prepare_run(folder, RunSettings(ENV_ID, "default", 0, total_steps, config), resume)
+    return train(folder, settings, observer or Silent())
+
+
+def without_times(path: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_table(path)]
+
+
+def final_arrays(path: Path) -> dict[str, np.ndarray]:
+    folder = RunFolder(path)
+    _, state = load_state(folder, folder.read_settings())
+    return pack(state)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = final_arrays(one), final_arrays(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    for table in ("metrics.csv", "evaluations.csv"):
+        assert without_times(one / table) == without_times(other / table)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    summary = run(path, 110, small_config())
+    assert summary["status"] == "finished"
+    return path
+
+
+def test_a_run_folder_holds_what_the_contract_says(uninterrupted: Path):
+    for name in ("config.json", "metrics.csv", "evaluations.csv", "summary.json", "learning_curve.png"):
+        assert (uninterrupted / name).is_file()
+    metrics = read_table(uninterrupted / "metrics.csv")
+    assert list(metrics[0])[:2] == ["env_step", "wall_seconds"]
+    assert [int(row["env_step"]) for row in metrics] == [20, 40, 60, 80, 100, 110]
+    evaluations = read_table(uninterrupted / "evaluations.csv")
+    assert list(evaluations[0]) == ["env_step", "wall_seconds", "episode", "seed", "return", "length"]
+    assert [int(row["env_step"]) for row in evaluations] == [50, 50, 100, 100, 110, 110]
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    last = [float(row["return"]) for row in evaluations[-2:]]
+    assert summary["evaluation_return_mean"] == pytest.approx(np.mean(last))
+    assert summary["env_step"] == 110
+
+
+def test_checkpoints_rotate(uninterrupted: Path):
+    kept = sorted(int(p.name) for p in (uninterrupted / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [80, 110]
+
+
+def test_the_same_seed_gives_the_same_run(uninterrupted: Path, tmp_path: Path):
+    run(tmp_path / "again", 110, small_config())
+    assert_same_run(uninterrupted, tmp_path / "again")
+
+
+@pytest.mark.parametrize("stop_at", [20, 60, 100])
+def test_an_interrupted_run_resumes_bit_by_bit(uninterrupted: Path, tmp_path: Path, stop_at: int):
+    """SIGINT in the seed phase, between checkpoints and evaluations, and in the middle of episodes."""
+    path = tmp_path / "stopped"
+    interrupt = Silent(stop_at, lambda: os.kill(os.getpid(), signal.SIGINT))
+    summary = run(path, 110, small_config(), interrupt)
+    assert summary["status"] == "interrupted"
+    assert summary["env_step"] == stop_at
+    assert run(path, 110, small_config(), resume=True)["status"] == "finished"
+    assert_same_run(uninterrupted, path)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted: Path, tmp_path: Path):
+    """Rows written after the checkpoint are written anew, once."""
+    path = tmp_path / "killed"
+
+    class KilledError(Exception): ...
+
+    def die() -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        run(path, 110, small_config(), Silent(100, die))
+    assert int(read_table(path / "metrics.csv")[-1]["env_step"]) == 100
+    run(path, 110, small_config(), resume=True)
+    assert_same_run(uninterrupted, path)
+
+
+def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path):
+    before = final_arrays(uninterrupted)
+    summary = run(uninterrupted, 110, small_config(), resume=True)
+    assert summary["env_step"] == 110
+    after = final_arrays(uninterrupted)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_several_environments_count_every_step(tmp_path: Path):
+    summary = run(tmp_path / "four", 88, small_config(training__num_envs=4))
+    assert summary["env_step"] == 88
+    assert int(final_arrays(tmp_path / "four")[".replay.size"]) == 88
+
+
+def test_resume_refuses_changed_settings_and_keeps_the_folder(uninterrupted: Path):
+    with pytest.raises(ConfigError, match=r"planner\.horizon was 4 and cannot become 2"):
+        run(uninterrupted, 110, small_config(planner__horizon=2), resume=True)
+
+
+def test_a_bad_observation_is_named_and_what_was_learned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The thirtieth step answers NaN: the error says where, and a checkpoint holds the twenty-nine before."""
+    path = tmp_path / "bad"
+    target = gym.make(ENV_ID).unwrapped.__class__
+    honest, steps = target.step, []
+
+    def broken(self: Any, action: np.ndarray) -> tuple:
+        obs, *rest = honest(self, action)
+        steps.append(0)
+        return (obs * np.where(np.arange(9) == 3, np.nan, 1.0) if len(steps) == 30 else obs, *rest)
+
+    monkeypatch.setattr(target, "step", broken)
+    expected = "component 3 of the observation of environment 0 is nan, at environment step 30"
+    with pytest.raises(BadObservationError, match=expected):
+        run(path, 110, small_config())
+    checkpoints = Checkpoints(RunFolder(path), 2)
+    assert checkpoints.latest == 29
+    checkpoints.close()
+    monkeypatch.setattr(target, "step", honest)
+    assert run(path, 60, small_config(), resume=True)["env_step"] == 60
