@@ -1,5 +1,7 @@
 """Strict numerics for every test: shapes checked at run time, no silent promotion of ranks or dtypes."""
 
+from pathlib import Path
+
 import jax
 from jaxtyping import install_import_hook
 
@@ -7,3 +9,7 @@ install_import_hook("soft_mpcritic", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Many tests compile the same step: the second one finds it here.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

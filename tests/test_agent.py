@@ -93,7 +93,7 @@ def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise()
         jnp.array([1.0, 0, 1, 0, 1, 0]),
     )
     start = jnp.zeros((size, agent.config.target_planner.horizon + 1, 1))
-    target, result = agent.targets(state.models, jax.random.key(0), batch, start)
+    target, result = jax.jit(agent.targets)(state.models, jax.random.key(0), batch, start)
     np.testing.assert_array_equal(target[::2], [0, 2, 4])
     np.testing.assert_allclose(target[1::2], batch.reward[1::2] + 0.99 * result.value[1::2], rtol=1e-6)
 
@@ -120,20 +120,18 @@ def test_a_second_visit_starts_from_the_plan_of_the_first():
     key = jax.random.split(jax.random.split(state.key, 3)[1])[1]  # as update and its critic part split it
     rows = jnp.zeros(1, jnp.int32)
     batch, (start, _) = state.replay.take(rows), state.replay.take_plans(rows)
-    expected = agent.planner.value(state.models, key, batch.next_obs, start).plan
-    after, _ = agent.update(state)
+    expected = jax.jit(agent.planner.value)(state.models, key, batch.next_obs, start).plan
+    after, _ = jax.jit(agent.update)(state)
     np.testing.assert_allclose(after.replay.take_plans(rows)[0], expected, atol=1e-6)
 
 
 def test_invalid_targets_do_not_reach_the_critic():
-    """A reward of NaN in the model makes every sample invalid: the critic stands still, plans too, and it is counted."""
+    """A reward of NaN in the model makes every sample invalid: critic and plans stand still, and it is counted."""
     spec = TaskSpec(lambda s, a, n: jnp.full(s.shape[0], jnp.nan), never)
     agent = Agent(dataclasses.replace(SYSTEM.task, spec=spec), small_config())
     state = filled(agent, jax.jit(agent.init)(jax.random.key(0)))
     after, figures = jax.jit(agent.update)(state)
-    for old, new in zip(
-        jax.tree.leaves(state.models.critic), jax.tree.leaves(after.models.critic), strict=True
-    ):
+    for old, new in zip(jax.tree.leaves(state.models.critic), jax.tree.leaves(after.models.critic), strict=True):
         np.testing.assert_array_equal(old, new)
     np.testing.assert_array_equal(state.replay.plans[:, :-1], after.replay.plans[:, :-1])
     assert figures.target_invalid == 1
@@ -176,11 +174,17 @@ def test_seeds_can_be_mapped():
 
 def test_a_step_compiles_once_whatever_the_number_of_updates():
     agent, state = make()
-    step = jax.jit(agent.step, static_argnums=3, donate_argnums=0)
+    traces = []
+
+    def traced(state, experience, updates):
+        traces.append(0)
+        return agent.step(state, experience, updates, "sample")
+
+    step = jax.jit(traced, donate_argnums=0)
     state, _ = agent.begin(state, jnp.zeros((1, 1)), "random")
     for number in range(5):
-        state, _, _ = step(state, experience(number, 1, (number == 2,)), np.int32(number), "sample")
-    assert step._cache_size() == 1
+        state, _, _ = step(state, experience(number, 1, (number == 2,)), np.int32(number))
+    assert len(traces) == 1
     assert state.updates == 10
 
 
@@ -203,6 +207,7 @@ def test_hidden_positions_reach_the_reward_but_no_network():
         models = jax.jit(agent.init)(jax.random.key(0)).models
         start = jnp.zeros((2, agent.config.planner.horizon + 1, 1))
         obs = jnp.array([[0.0, 0.3], [0.0, 0.3]])
-        here = agent.planner.plan(models, jax.random.key(1), obs, start)
-        there = agent.planner.plan(models, jax.random.key(1), obs + jnp.array([[4.0, 0.0]]), start)
+        plan = jax.jit(agent.planner.plan)
+        here = plan(models, jax.random.key(1), obs, start)
+        there = plan(models, jax.random.key(1), obs + jnp.array([[4.0, 0.0]]), start)
         assert np.allclose(here.value, there.value, atol=1e-4) == (not seen)

@@ -195,7 +195,6 @@ def test_a_run_without_checkpoint_cannot_be_evaluated(refused, run_folder):
     assert str(run_folder.path) in text and "no checkpoint yet" in text and "train" in text
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="Orbax makes the folder checkpoints/ when it is asked what is there")
 def test_evaluate_makes_no_checkpoint_folder(refused, run_folder):
     refused("evaluate", run_folder.path)
 
@@ -245,7 +244,6 @@ def test_a_run_folder_that_cannot_be_made_is_refused(refused, workplace):
         assert f"run folder {path} cannot be written" in refused("train", PENDULUM, "--run-dir", path)
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="frames and inner names of the parser are still in its messages")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -262,7 +260,6 @@ def test_messages_of_the_parser_read_like_ours(refused, arguments):
     assert "---" not in text and "__tyro" not in text
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="Gymnasium's own warning comes with the refusal")
 def test_an_outdated_version_is_refused_without_further_noise(refused):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -270,7 +267,6 @@ def test_an_outdated_version_is_refused_without_further_noise(refused):
     assert said == []
 
 
-@pytest.mark.xfail(raises=(OSError, ValueError), reason="plot leaves what savefig raises alone")
 @pytest.mark.parametrize("out", ["no/such/curve.png", "curve.xyz"])
 def test_a_picture_that_cannot_be_written_is_refused(refused, run_folder, out):
     (run_folder.path / "evaluations.csv").write_text(f"{EVALUATIONS}10,1.0,0,1,5,9\n")

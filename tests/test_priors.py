@@ -121,7 +121,6 @@ def test_uniform_proposal_inverts_the_distribution_function(variance):
     np.testing.assert_allclose(actions[:, 0, :, 0], expected, atol=2e-4)
 
 
-@pytest.mark.xfail(reason="compiled, the last point can round to erfinv(1) = inf, which is clipped to the far face")
 @pytest.mark.parametrize("variance", [0.003, 0.05])
 def test_the_outermost_point_is_not_thrown_to_the_far_face(variance):
     plan = np.linspace(-1, 1, 4001)

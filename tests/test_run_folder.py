@@ -90,14 +90,12 @@ def test_settings_of_a_wrong_kind_are_refused(folder, settings):
     assert "config.json is damaged: " in refused(folder.read_settings)
 
 
-@pytest.mark.xfail(raises=pytest.fail.Exception, reason="the kinds of the other values in config.json are not checked")
 @pytest.mark.parametrize("changes", [{"seed": "x"}, {"total_steps": None}, {"env_id": 3}], ids=str)
 def test_values_of_a_wrong_kind_are_refused(folder, changes):
     rewrite(folder, **changes)
     assert "config.json is damaged: " in refused(folder.read_settings)
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="the message does not say in which file the value stands")
 def test_settings_that_cannot_work_are_refused_with_their_file(folder):
     rewrite(folder, settings={"planner": {"horizon": -1}})
     assert str(folder.path) in refused(folder.read_settings)

@@ -50,7 +50,8 @@ class TrainArgs:
         task = make_task(self.env_id)
         total = task.spec.total_steps if self.total_steps is None else self.total_steps
         check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
-        check(self.seed >= 0, "seed", "be >= 0", self.seed, "use a whole number")
+        _check_seed(self.seed)
+        check(not self.resume or self.run_dir is not None, "resume", "come with --run-dir", "none", "name the folder")
         folder = RunFolder(self.run_dir or _new_run_dir(self.env_id, self.preset, self.seed))
         asked = RunSettings(self.env_id, self.preset, self.seed, total, self.config)
         settings = prepare_run(folder, asked, self.resume)
@@ -76,10 +77,11 @@ class EvaluateArgs:
     def run(self) -> None:
         """Prints the returns; with `video`, also films the first episode."""
         check(self.episodes >= 1, "episodes", "be >= 1", self.episodes, "try 10")
-        check(self.seed >= 0, "seed", "be >= 0", self.seed, "use a whole number")
+        _check_seed(self.seed)
         if self.video is not None:
             fits = self.video.suffix in (".mp4", ".gif")
             check(fits, "video", "end in .mp4 or .gif", self.video, "rename it")
+            _check_parent("video", self.video)
         folder = RunFolder(self.run_dir)
         settings = folder.read_settings()
         agent, state = load_state(folder, settings)
@@ -118,6 +120,10 @@ class PlotArgs:
         check(len(self.run_dirs) > 0, "run_dirs", "name at least one run folder", "none", "give a folder")
         folders = [RunFolder(path) for path in self.run_dirs]
         out = folders[0].curve if self.out is None else self.out
+        check(out.suffix in (".png", ".pdf", ".svg"), "out", "end in .png, .pdf or .svg", out, "rename it")
+        for folder in folders:
+            folder.read_settings()
+        _check_parent("out", out)
         plot_runs(folders, out)
         print(out)
 
@@ -174,10 +180,26 @@ def _one_line_errors(parse: Callable[[], Any]) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        rows = [row for row in complaint.getvalue().splitlines() if not row.startswith(("╭", "╰"))]
-        lines = [row.strip("│─ ") for row in rows]
-        text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise ConfigError(text) from stop
+        raise ConfigError(_first_paragraph(complaint.getvalue())) from stop
+
+
+def _first_paragraph(box: str) -> str:
+    """What a framed complaint says up to its first rule or blank line, without frame and title."""
+    lines = []
+    for row in box.splitlines()[1:]:
+        line = row.strip("│| ")
+        if not line.strip("─-+╰╯ "):
+            break
+        lines.append(line)
+    return " ".join(lines).replace("__tyro-dummy-inner__.config.", "--")
+
+
+def _check_seed(seed: int) -> None:
+    check(0 <= seed < 2**32, "seed", "lie in [0, 2^32)", seed, "use a smaller whole number")
+
+
+def _check_parent(name: str, path: Path) -> None:
+    check(path.parent.is_dir(), name, "lie in a folder that exists", path, f"make {path.parent} first")
 
 
 def _new_run_dir(env_id: str, preset_name: str, seed: int) -> Path:

@@ -53,7 +53,7 @@ class PlannerConfig:
     num_samples: int = 128  # K
     iterations: int = 1
     sampler: Literal["iid", "antithetic", "sobol"] = "antithetic"
-    keep_nominal: bool = False  # is the plan itself one of the samples?
+    keep_nominal: bool = True  # is the plan itself one of the samples?
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -102,7 +102,8 @@ class CriticConfig:
         check(0 < self.target_step <= 1, "target_step", "lie in (0, 1]", self.target_step, "try 0.005")
         check(self.target_every >= 1, "target_every", "be >= 1", self.target_every, "use 1 for every update")
         check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
-        check(self.support[0] < self.support[1], "support", "be ordered", self.support, "try (-20, 20)")
+        bounded = all(map(math.isfinite, self.support)) and self.support[0] < self.support[1]
+        check(bounded, "support", "be finite and ordered", self.support, "try (-20, 20)")
         _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
 
 
@@ -155,8 +156,8 @@ class Config:
 def _paper() -> Config:
     return Config(
         objective=ObjectiveConfig(terminations=False),
-        planner=PlannerConfig(num_samples=200, sampler="iid"),
-        target_planner=PlannerConfig(num_samples=20, sampler="iid"),
+        planner=PlannerConfig(num_samples=200, sampler="iid", keep_nominal=False),
+        target_planner=PlannerConfig(num_samples=20, sampler="iid", keep_nominal=False),
         dynamics=DynamicsConfig(learning_rate=3e-4, batch_size=32, own_batches=False, normalize=False),
         critic=CriticConfig(heads=1, layer_norm=False, batch_size=32, unit="reward", target_step=0.005, target_every=2),
         training=TrainingConfig(seed_steps=0, pretrain_updates=0, explore="mean", observe_position=True),

@@ -6,8 +6,13 @@ from jaxtyping import Array, Float, PyTree
 
 
 def log_mean_exp(x: Float[Array, "K *rest"]) -> Float[Array, "*rest"]:
-    """log (1/K sum_k exp x_k) over the leading axis; -inf where every entry is -inf."""
-    return jax.nn.logsumexp(x, axis=0) - jnp.log(x.shape[0])
+    """log (1/K sum_k exp x_k) over the leading axis; -inf where every entry is -inf.
+
+    By log1p and expm1: entries that hardly differ, as at a high temperature, keep their digits.
+    """
+    largest = jnp.max(x, axis=0)
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    return largest + jnp.log1p(jnp.mean(jnp.expm1(x - largest[None]), axis=0))
 
 
 def effective_sample_size(weights: Float[Array, "K *rest"]) -> Float[Array, "*rest"]:

@@ -83,11 +83,4 @@ def _pack(transitions: Transition) -> Float[Array, "R W"]:
 
 
 def _set_rows(matrix: Float[Array, "C W"], rows: Int[Array, " R"], values: Float[Array, "R W"]) -> Float[Array, "C W"]:
-    """Writes rows, in place when the buffer is donated.
-
-    A single row is written twice: XLA turns a one-row scatter into a slice update, repeats that inside every later
-    read, and then has to copy the whole buffer first.
-    """
-    if rows.shape[0] == 1:
-        rows, values = jnp.concatenate([rows, rows]), jnp.concatenate([values, values])
     return matrix.at[rows].set(values, mode="promise_in_bounds")

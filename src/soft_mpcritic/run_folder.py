@@ -42,6 +42,12 @@ class RunFolder:
         return (self.path / "config.json").is_file()
 
     @property
+    def has_checkpoints(self) -> bool:
+        """Whether a whole checkpoint is there: they are named by their environment step."""
+        path = self.path / "checkpoints"
+        return path.is_dir() and any(entry.name.isdigit() for entry in path.iterdir())
+
+    @property
     def curve(self) -> Path:
         return self.path / "learning_curve.png"
 
@@ -70,7 +76,7 @@ class RunFolder:
     def read_settings(self) -> RunSettings:
         """What config.json says; raises `ConfigError` for a folder that is none, or of another format."""
         if not self.exists:
-            raise ConfigError(f"{self.path} is not a run folder: it has no config.json.")
+            raise ConfigError(f"{self.path} is not a run folder, it has no config.json: name a folder that train made.")
         record = self._read_record()
         if record.get("format") != FORMAT:
             raise ConfigError(
@@ -78,10 +84,13 @@ class RunFolder:
                 f"use soft-mpcritic {record.get('version', 'that wrote it')}."
             )
         try:
+            for name, kind in (("env_id", str), ("preset", str), ("seed", int), ("total_steps", int)):
+                if type(record[name]) is not kind:
+                    raise TypeError(f"{name} is {record[name]!r}")
             config = from_dict(record["settings"])
-            return RunSettings(record["env_id"], record["preset"], record["seed"], record["total_steps"], config)
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"{self.path / 'config.json'} is damaged: {error!r}; start another run.") from error
+        except (KeyError, TypeError, ConfigError) as error:
+            raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}; start another run.") from error
+        return RunSettings(record["env_id"], record["preset"], record["seed"], record["total_steps"], config)
 
     def _read_record(self) -> dict[str, Any]:
         try:

@@ -177,6 +177,7 @@ class Run:
             "episodes": self._episodes.to_json(),
             "means": self._means.to_json(),
             "environments": self._envs.snapshot(),
+            "action": np.asarray(self._action).tolist(),  # to the bit: computed anew it may round differently
             "last_evaluation": [list(episode) for episode in self._last_evaluation],
         }
         self._checkpoints.save(self._clock.env_step, self._state, progress)
@@ -197,7 +198,7 @@ class Run:
         self._last_evaluation = [Episode(*values) for values in progress["last_evaluation"]]
         obs = self._envs.restore(progress["environments"])
         if np.array_equal(obs, state.pending.obs):
-            return state, self._agent.planner.to_env(state.pending.action)
+            return state, jnp.asarray(progress["action"], jnp.float32)
         self._episodes.restart()
         fresh = self._envs.reset(self._settings.seed + self._clock.env_step)
         return self._begin(state, fresh, explore=self._first_explore())
@@ -241,10 +242,10 @@ class Run:
 def load_state(folder: RunFolder, settings: RunSettings) -> tuple[Agent, AgentState]:
     """The agent of a run folder as its newest checkpoint has it; raises `ConfigError` where there is none."""
     agent = Agent(make_task(settings.env_id), settings.config)
+    if not folder.has_checkpoints:
+        raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
     checkpoints = Checkpoints(folder, settings.config.training.checkpoints_kept)
     try:
-        if checkpoints.latest is None:
-            raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
         state, _ = checkpoints.load(jax.jit(agent.init)(jax.random.key(settings.seed)))
     finally:
         checkpoints.close()

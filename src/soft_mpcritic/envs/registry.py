@@ -1,6 +1,7 @@
 """From an environment's id to everything that the agent must know of it, with clear refusals."""
 
 import difflib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,8 @@ def make_task(env_id: str) -> Task:
 def _check_known(env_id: str) -> None:
     if env_id not in gym.registry:
         near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}" if near else "gymnasium.registry lists what is installed"
-        raise ConfigError(f"environment {env_id!r} is not registered with Gymnasium: {hint}?")
+        hint = f"did you mean {', '.join(near)}?" if near else "gymnasium.registry lists what is installed."
+        raise ConfigError(f"environment {env_id!r} is not registered with Gymnasium: {hint}")
     if env_id not in TASKS:
         _refuse_spaces_first(env_id)
         raise ConfigError(
@@ -61,12 +62,14 @@ def _check_known(env_id: str) -> None:
 def _refuse_spaces_first(env_id: str) -> None:
     """A space that can never work is the better news to give than a missing spec."""
     try:
-        env = gym.make(env_id, disable_env_checker=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Gymnasium deprecates old versions at length; we refuse in one line
+            env = gym.make(env_id, disable_env_checker=True)
     except Exception as error:  # whatever the constructor of a foreign environment raises
         raise ConfigError(f"environment {env_id!r} cannot be made: {' '.join(str(error).split())}") from error
     try:
-        _checked_observation(env_id, env.observation_space)
         _checked_action(env_id, env.action_space)
+        _checked_observation(env_id, env.observation_space)
     finally:
         env.close()
 

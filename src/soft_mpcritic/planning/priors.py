@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erf, erfinv
 from jaxtyping import Array, Float
 
-SQRT2 = math.sqrt(2.0)
+INSIDE = 1 - 2.0**-24  # the float32 next to 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class UniformPrior:
     def propose(self, points: Float[Array, "K B T A"], plan: Float[Array, "B T A"]) -> Float[Array, "K B T A"]:
         lower, upper = self._erf_bounds(plan)
         centred = lower[None] + 0.5 * (1 + points) * (upper - lower)[None]
+        centred = jnp.clip(centred, -INSIDE, INSIDE)  # rounded to 1, it would be thrown to the far face
         return jnp.clip(plan[None] + math.sqrt(2 * self.variance) * erfinv(centred), -1, 1)
 
     def log_ratio(self, actions: Float[Array, "K B T A"], plan: Float[Array, "B T A"]) -> Float[Array, "K B T"]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from soft_mpcritic.math import log_mean_exp
 from soft_mpcritic.planning.rollout import rollout_return
 from soft_mpcritic.types import RiskMeasure, StepFn, TerminalValue
 
@@ -35,8 +36,7 @@ class EntropicReturn:
     aversion: float  # > 0, per unit of reward
 
     def __call__(self, returns: Float[Array, "N K B"]) -> Float[Array, "K B"]:
-        scaled = jax.nn.logsumexp(-self.aversion * returns, axis=0) - jnp.log(returns.shape[0])
-        return -scaled / self.aversion
+        return -log_mean_exp(-self.aversion * returns) / self.aversion
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ class Scenarios:
             groups = _deal(actions, ensemble_size(members))
             returns = jax.vmap(member_returns)(members, groups)
             return jnp.swapaxes(returns, 0, 1).reshape(-1, actions.shape[1])[:num_samples]
-        return self.risk(jax.vmap(member_returns, in_axes=(0, None))(members, actions))
+        returns = jax.vmap(member_returns, in_axes=(0, None))(members, actions)
+        valid = jnp.all(jnp.isfinite(returns), axis=0)  # a member at +infinity would hide behind the worst one
+        return jnp.where(valid, self.risk(returns), jnp.nan)
 
 
 def ensemble_size(members: PyTree) -> int:
