@@ -61,7 +61,9 @@ def test_nothing_else_is_left_in_a_new_folder(folder):
 
 def test_a_folder_without_config_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        assert refused(RunFolder(path).read_settings) == f"{path} is not a run folder: it has no config.json."
+        assert refused(RunFolder(path).read_settings) == (
+            f"{path} is not a run folder, it has no config.json: name a folder that train made."
+        )
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format": 1,', "nonsense", "[1, 2]", "3", "null"])

@@ -180,18 +180,20 @@ def _one_line_errors(parse: Callable[[], Any]) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(_first_paragraph(complaint.getvalue())) from stop
+        raise ConfigError(_condense(complaint.getvalue())) from stop
 
 
-def _first_paragraph(box: str) -> str:
-    """What a framed complaint says up to its first rule or blank line, without frame and title."""
-    lines = []
-    for row in box.splitlines()[1:]:
+def _condense(box: str) -> str:
+    """A framed complaint as one line, without frame, title, and hints at the help text."""
+    sections: list[str] = [""]
+    for row in box.splitlines()[1:]:  # the first row is the title
         line = row.strip("│| ")
-        if not line.strip("─-+╰╯ "):
-            break
-        lines.append(line)
-    return " ".join(lines).replace("__tyro-dummy-inner__.config.", "--")
+        if line.strip("─-+╰╯ "):
+            sections[-1] += f"{line} "
+        else:
+            sections.append("")
+    told = [text.strip() for text in sections if not text.startswith(("For full helptext", "Argument helptext", "Got"))]
+    return "; ".join(filter(None, told)).replace("__tyro-dummy-inner__.config.", "--")
 
 
 def _check_seed(seed: int) -> None:

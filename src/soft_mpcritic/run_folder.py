@@ -88,8 +88,10 @@ class RunFolder:
                 if type(record[name]) is not kind:
                     raise TypeError(f"{name} is {record[name]!r}")
             config = from_dict(record["settings"])
-        except (KeyError, TypeError, ConfigError) as error:
-            raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}; start another run.") from error
+        except ConfigError as error:
+            raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{self.path / 'config.json'} is damaged: {error!r}; start another run.") from error
         return RunSettings(record["env_id"], record["preset"], record["seed"], record["total_steps"], config)
 
     def _read_record(self) -> dict[str, Any]:
