@@ -110,9 +110,12 @@ class Agent:
     def step(
         self, state: AgentState, experience: Experience, updates: Int[Array, ""], explore: Explore
     ) -> tuple[AgentState, Array, Metrics]:
-        """Stores what came of the pending actions, learns for `updates` updates, and acts again."""
-        state, learned = self.learn(self.observe(state, experience), updates)
-        state, result = self.act(state, explore)
+        """Stores what came of the pending actions, acts again, and learns for `updates` updates.
+
+        Planning takes the models as they are, so that neither it nor learning waits for the other.
+        """
+        state, result = self.act(self.observe(state, experience), explore)
+        state, learned = self.learn(state, updates)
         return state, self.planner.to_env(state.pending.action), _metrics(learned, result)
 
     def observe(self, state: AgentState, experience: Experience) -> AgentState:

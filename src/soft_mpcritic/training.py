@@ -86,13 +86,13 @@ class Run:
 
         agent = self._agent
         self._begin = jax.jit(agent.begin, static_argnames="explore", donate_argnums=0)
-        self._random_step = jax.jit(_random_step(agent), donate_argnums=0)
-        self._step = jax.jit(_packed_step(agent), donate_argnums=0)
-
         self._checkpoints = Checkpoints(folder, training.checkpoints_kept)
         resumed_at = self._checkpoints.latest
         state = jax.jit(agent.init)(jax.random.key(settings.seed))
-        self._state, self._action = self._resume(state) if resumed_at is not None else self._start(state)
+        state, self._action = self._resume(state) if resumed_at is not None else self._start(state)
+        self._leaves, self._structure = jax.tree.flatten(state)
+        self._random_step = _jit_on_leaves(_random_step(agent), self._structure)
+        self._step = _jit_on_leaves(_packed_step(agent), self._structure)
         self._log = MetricLog(folder, -1 if resumed_at is None else resumed_at)
 
     # ------------------------------------------------------------------- loop
@@ -115,9 +115,9 @@ class Run:
         self._clock.env_step += self._envs.num_envs
         updates = self._updates_due()
         if updates is None:
-            self._state, self._action = self._random_step(self._state, experience)
+            self._leaves, self._action = self._random_step(self._leaves, experience)
         else:
-            self._state, self._action, figures = self._step(self._state, experience, updates)
+            self._leaves, self._action, figures = self._step(self._leaves, experience, updates)
             self._means.add(np.asarray(figures))
         self._clock.loop_seconds += time.perf_counter() - started
         self._clock.loop_steps += self._envs.num_envs
@@ -235,6 +235,10 @@ class Run:
         self._checkpoints.close()
         self._log.close()
 
+    @property
+    def _state(self) -> AgentState:
+        return jax.tree.unflatten(self._structure, self._leaves)
+
     def _wall_seconds(self) -> float:
         return self._clock.wall_seconds + time.perf_counter() - self._started
 
@@ -268,6 +272,19 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _jit_on_leaves(function: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+    """Compiles (state, ..) -> (state, ..) as a function of the state's leaves, which are donated.
+
+    JAX walks a list of arrays in C++ but a tree of modules in Python: 0.12 instead of 0.31 ms a call.
+    """
+
+    def on_leaves(leaves: list[jax.Array], *arguments: Any) -> tuple[Any, ...]:
+        state, *rest = function(jax.tree.unflatten(structure, leaves), *arguments)
+        return jax.tree.leaves(state), *rest
+
+    return jax.jit(on_leaves, donate_argnums=0)
 
 
 def _packed_step(agent: Agent) -> Callable[[AgentState, Experience, Any], tuple[AgentState, jax.Array, jax.Array]]:
