@@ -42,9 +42,19 @@ def test_points_are_strictly_inside_the_cube(name):
 @pytest.mark.parametrize("bits", [0, 2**32 - 1])
 @pytest.mark.parametrize("sampler", [iid, antithetic])
 def test_the_extreme_random_bits_stay_inside_the_cube(monkeypatch, sampler, bits):
-    monkeypatch.setattr(jax.random, "bits", lambda key, shape: jnp.full(shape, bits, jnp.uint32))
+    monkeypatch.setattr(
+        "soft_mpcritic.planning.samplers._hash_bits", lambda key, shape: jnp.full(shape, bits, jnp.uint32)
+    )
     points = np.asarray(sampler(jax.random.key(0), (2, 1, 1, 1)))
     np.testing.assert_array_equal(np.abs(points), np.float32(1 - 2.0**-23))
+
+
+def test_hashed_points_do_not_depend_on_their_neighbours():
+    """Correlations of points, and of their squares, at lags within and across the four words of a hash."""
+    points = np.asarray(iid(jax.random.key(3), (2**16, 1, 1, 1))).ravel()
+    for series in (points * math.sqrt(3), (points**2 - 1 / 3) / math.sqrt(4 / 45)):
+        for lag in (1, 2, 3, 4, 5, 16, 255, 2**14, 2**14 + 1, 2**15):
+            assert abs(np.mean(series[lag:] * series[:-lag])) < 4.5 / math.sqrt(len(series) - lag)
 
 
 @every_sampler

@@ -4,6 +4,7 @@ iid: independent. antithetic: each point with its mirror image. sobol: a scrambl
 evenly over the T A dimensions of a whole sequence. Every problem has points of its own.
 """
 
+import math
 import warnings
 
 import jax
@@ -15,7 +16,7 @@ from scipy.stats import qmc
 
 def iid(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "K B T A"]:
     """Independent points."""
-    return _to_open_interval(jax.random.bits(key, shape))
+    return _to_open_interval(_hash_bits(key, shape))
 
 
 def antithetic(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "K B T A"]:
@@ -37,6 +38,27 @@ def sobol(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "K B T A"]:
 
 
 SAMPLERS = {"iid": iid, "antithetic": antithetic, "sobol": sobol}
+
+
+def _hash_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """Random 32-bit integers: a running number hashed with four random words, four integers at a time.
+
+    JAX's own generator takes a third of the time of a small solve on a CPU; this one vectorises, there and under vmap.
+    Source of the hash (pcg4d): Jarzynski & Olano, "Hash Functions for GPU Rendering", JCGT 9(3), 2020.
+    """
+    count = math.prod(shape)
+    seeds = jax.random.bits(key, (4,))
+    number = jax.lax.iota(jnp.uint32, -(-count // 4))
+    words = [number + seeds[0], *(jnp.broadcast_to(seed, number.shape) for seed in seeds[1:])]
+    x, y, z, w = (word * jnp.uint32(1664525) + jnp.uint32(1013904223) for word in words)
+    for last in (False, True):
+        x = x + y * w
+        y = y + z * x
+        z = z + x * y
+        w = w + y * z
+        if not last:
+            x, y, z, w = (word ^ (word >> 16) for word in (x, y, z, w))
+    return jnp.concatenate([x, y, z, w])[:count].reshape(shape)
 
 
 def _to_open_interval(bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
