@@ -1,7 +1,10 @@
 """Films of a controller at work, with OpenGL where the machine has it and as a drawing where it has not."""
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,7 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
         steps = controlled_steps(agent, jax.jit(agent.planner.control), models, envs, seed)
         rate = int(envs.first_env.metadata.get("render_fps", 30))
         stride = max(rate // 50, 1)
-        film: Any
-        with imageio.get_writer(out, fps=rate / stride) as film:
+        with _film(out, rate / stride) as film:
             for count, (_, done) in enumerate(steps):
                 if done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode
                     break
@@ -37,6 +39,15 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
                     film.append_data(frame())
     finally:
         envs.close()
+
+
+@contextmanager
+def _film(out: Path, rate: float) -> Iterator[Any]:
+    timing = {"duration": 1000 / rate, "loop": 0} if out.suffix == ".gif" else {"fps": rate}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # JAX warns of forks; this one goes on to run the encoder only
+        with imageio.get_writer(out, **timing) as film:
+            yield film
 
 
 def _render_options(agent: Agent) -> dict[str, str]:
@@ -57,33 +68,46 @@ def _render_options(agent: Agent) -> dict[str, str]:
 def _frame_source(env: gym.Env) -> Callable[[], np.ndarray]:
     if env.render_mode == "rgb_array":
         return lambda: np.asarray(env.render())
-    return lambda: draw_side_view(env.unwrapped)
+    return SideView(env.unwrapped)
 
 
-def draw_side_view(env: gym.Env) -> np.ndarray:
-    """[480, 480, 3] side view (x-z) of a MuJoCo model: every capsule, sphere or box as a thick line, the floor as one.
+class SideView:
+    """Draws a MuJoCo model from the side (x-z) without OpenGL: every moving geom as a thick line, the ground as one.
 
-    Raises `AttributeError` for environments without a MuJoCo model.
+    The camera follows along x; its distance is that of the first frame. Raises `AttributeError` for environments
+    without a MuJoCo model.
     """
-    model, data = env.model, env.data  # pyright: ignore[reportAttributeAccessIssue]
-    image = Image.new("RGB", (SIZE, SIZE), (245, 246, 248))
-    canvas = ImageDraw.Draw(image)
-    movable = np.flatnonzero(model.geom_bodyid > 0)
-    centre_x = float(data.geom_xpos[movable, 0].mean())
-    scale = SIZE / (2.5 * max(float(model.stat.extent), 1.0))
 
-    def pixel(point: np.ndarray) -> tuple[float, float]:
-        return SIZE / 2 + scale * (point[0] - centre_x), 0.62 * SIZE - scale * point[2]
+    def __init__(self, env: gym.Env) -> None:
+        unwrapped: Any = env
+        self._model, self._data = unwrapped.model, unwrapped.data
+        self._moving = np.flatnonzero(self._model.geom_bodyid > 0)
 
-    ground = pixel(np.zeros(3))[1]
-    canvas.line((0, ground, SIZE, ground), fill=(180, 184, 190), width=2)
-    for geom in movable:
-        radius, half_length = model.geom_size[geom, 0], model.geom_size[geom, 1]
-        axis = data.geom_xmat[geom].reshape(3, 3)[:, 2] * half_length
-        ends = [pixel(data.geom_xpos[geom] + sign * axis) for sign in (-1, 1)]
-        colour = tuple(int(255 * c) for c in model.geom_rgba[geom, :3])
-        width = max(int(2 * scale * radius), 2)
-        canvas.line([*ends[0], *ends[1]], fill=colour, width=width)
-        for x, y in ends:
-            canvas.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=colour)
-    return np.asarray(image)
+    @cached_property
+    def _scale(self) -> float:
+        """Pixels per metre."""
+        ends = self._ends()
+        return 0.4 * SIZE / float(max(np.ptp(ends[..., 0]), np.abs(ends[..., 2]).max()))
+
+    def __call__(self) -> np.ndarray:
+        """One frame [480, 480, 3]."""
+        image = Image.new("RGB", (SIZE, SIZE), (245, 246, 248))
+        canvas = ImageDraw.Draw(image)
+        canvas.line((0, 0.6 * SIZE, SIZE, 0.6 * SIZE), fill=(180, 184, 190), width=2)
+        ends = self._ends()
+        columns = SIZE / 2 + self._scale * (ends[..., 0] - ends[..., 0].mean())
+        rows = 0.6 * SIZE - self._scale * ends[..., 2]
+        for geom, x, y in zip(self._moving, columns, rows, strict=True):
+            colour = tuple(int(255 * part) for part in self._model.geom_rgba[geom, :3])
+            half = max(self._scale * self._model.geom_size[geom, 0], 1)
+            canvas.line((x[0], y[0], x[1], y[1]), fill=colour, width=int(2 * half))
+            for tip in zip(x, y, strict=True):
+                canvas.circle(tip, half, fill=colour)
+        return np.asarray(image)
+
+    def _ends(self) -> np.ndarray:
+        """Both ends [geoms, 2, 3] of every moving geom's long axis, m."""
+        axes = self._data.geom_xmat[self._moving].reshape(-1, 3, 3)[:, :, 2]
+        reach = axes * self._model.geom_size[self._moving, 1:2]
+        centres = self._data.geom_xpos[self._moving]
+        return np.stack([centres - reach, centres + reach], axis=1)
