@@ -140,6 +140,22 @@ def test_resume_refuses_changed_settings_and_keeps_the_folder(uninterrupted: Pat
         run(uninterrupted, 110, small_config(planner__horizon=2), resume=True)
 
 
+def test_an_environment_that_raises_costs_nothing_that_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = gym.make(ENV_ID).unwrapped.__class__
+    honest, steps = target.step, []
+
+    def broken(self: Any, action: np.ndarray) -> tuple:
+        steps.append(0)
+        if len(steps) == 25:
+            raise ValueError("motor on fire")
+        return honest(self, action)
+
+    monkeypatch.setattr(target, "step", broken)
+    with pytest.raises(ValueError, match="motor on fire"):
+        run(tmp_path / "raises", 110, small_config())
+    assert int(final_arrays(tmp_path / "raises")[".replay.size"]) == 24
+
+
 def test_a_bad_observation_is_named_and_what_was_learned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The thirtieth step answers NaN: the error says where, and a checkpoint holds the twenty-nine before."""
     path = tmp_path / "bad"

@@ -98,19 +98,15 @@ class Run:
     # ------------------------------------------------------------------- loop
 
     def go(self, stop_requested: Callable[[], bool]) -> None:
-        """Steps until done; a checkpoint is kept whatever happens in an environment."""
+        """Steps until done or asked to stop."""
         while self._clock.env_step < self._settings.total_steps and not stop_requested():
-            try:
-                self._advance()
-            except BadObservationError as error:
-                self._checkpoint()
-                raise BadObservationError(f"{error}, at environment step {self._clock.env_step + 1}") from error
+            self._advance()
             self._report()
 
     def _advance(self) -> None:
         """One step of all environments, and all that is learned from it."""
         started = time.perf_counter()
-        experience = self._envs.step(np.asarray(self._action))
+        experience = self._step_environments(np.asarray(self._action))
         self._episodes.add(experience.reward, experience.done)
         self._clock.env_step += self._envs.num_envs
         updates = self._updates_due()
@@ -121,6 +117,17 @@ class Run:
             self._means.add(np.asarray(figures))
         self._clock.loop_seconds += time.perf_counter() - started
         self._clock.loop_steps += self._envs.num_envs
+
+    def _step_environments(self, action: np.ndarray) -> Experience:
+        """A checkpoint is kept whatever goes wrong in an environment."""
+        try:
+            return self._envs.step(action)
+        except BadObservationError as error:
+            self._checkpoint()
+            raise BadObservationError(f"{error}, at environment step {self._clock.env_step + 1}") from error
+        except Exception:
+            self._checkpoint()
+            raise
 
     def _updates_due(self) -> np.int32 | None:
         """None in the seed phase; all of the pretraining on its last step; then the usual number."""

@@ -43,7 +43,7 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
 
 @contextmanager
 def _film(out: Path, rate: float) -> Iterator[Any]:
-    timing = {"duration": 1000 / rate, "loop": 0} if out.suffix == ".gif" else {"fps": rate}
+    timing: dict[str, Any] = {"duration": 1000 / rate, "loop": 0} if out.suffix == ".gif" else {"fps": rate}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # JAX warns of forks; this one goes on to run the encoder only
         with imageio.get_writer(out, **timing) as film:
