@@ -75,7 +75,7 @@ def learn(system: System, config: Config, key: jax.Array, steps: int, updates: i
     """The whole agent on a system, in one compiled scan: `steps` environment steps with `updates` updates each."""
     agent, envs = Agent(system.task, config), config.training.num_envs
     init_key, start_key, loop_key = jax.random.split(key, 3)
-    state, action = agent.begin(agent.init(init_key), system.start(start_key, envs), "random")
+    state, action = agent.begin(agent.init(init_key), system.start(start_key, envs))
 
     def advance(carry, inputs):
         state, action = carry

@@ -25,7 +25,7 @@ from soft_mpcritic.planning import fit_horizon, shift
 from soft_mpcritic.replay import Replay
 from soft_mpcritic.types import Experience, PlanResult, Transition
 
-Explore = Literal["random", "sample", "mean"]
+Explore = Literal["sample", "mean"]
 
 
 class Pending(eqx.Module):
@@ -48,25 +48,37 @@ class AgentState(eqx.Module):
     updates: Int[Array, ""]
 
 
-class Metrics(NamedTuple):
-    """Figures of one environment step; means over environments, samples or the minibatch."""
+class LearningMetrics(NamedTuple):
+    """Figures of one update; means over the minibatch, its samples or the members."""
 
     critic_loss: Float[Array, ""]  # in the critic's unit
-    dynamics_loss: Float[Array, ""]  # mean over members, in normalised changes
+    dynamics_loss: Float[Array, ""]  # in normalised changes
     member_spread: Float[Array, ""]  # between the members' losses, relative to their mean
-    q_mean: Float[Array, ""]  # over the critic's minibatch
-    q_head_gap: Float[Array, ""]  # mean distance between the two heads
-    target_mean: Float[Array, ""]
+    q_mean: Float[Array, ""]
+    q_head_gap: Float[Array, ""]  # distance between the two heads
+    target_mean: Float[Array, ""]  # of valid targets
     target_effective_samples: Float[Array, ""]
     target_invalid: Float[Array, ""]  # fraction of target samples
     plan_age: Float[Array, ""]  # updates since the replayed plans were last refined
     plan_change: Float[Array, ""]  # root mean square of what the refinement changed
-    value: Float[Array, ""]  # soft value of the online solve
+
+
+class PlanningMetrics(NamedTuple):
+    """Figures of the online solves; means over environments."""
+
+    value: Float[Array, ""]
     effective_samples: Float[Array, ""]
     best_return: Float[Array, ""]
     mean_return: Float[Array, ""]
     clip_fraction: Float[Array, ""]
     invalid_fraction: Float[Array, ""]
+
+    @staticmethod
+    def of(result: PlanResult) -> "PlanningMetrics":
+        return PlanningMetrics(jnp.mean(result.value), *(jnp.mean(figure) for figure in result.stats))
+
+
+METRIC_NAMES = (*LearningMetrics._fields, *PlanningMetrics._fields)
 
 
 @dataclass(frozen=True)
@@ -101,22 +113,30 @@ class Agent:
 
     # ------------------------------------------------- one environment step
 
-    def begin(self, state: AgentState, obs: Float[Array, "E S"], explore: Explore) -> tuple[AgentState, Array]:
-        """First actions [E, A], in the task's units, for first observations."""
-        pending = dataclasses.replace(state.pending, obs=obs, plan=jnp.zeros_like(state.pending.plan))
-        state, _ = self.act(dataclasses.replace(state, pending=pending), explore)
+    def begin(self, state: AgentState, obs: Float[Array, "E S"]) -> tuple[AgentState, Array]:
+        """First actions [E, A], in the task's units, for first observations: random, as nothing was learned yet."""
+        pending = dataclasses.replace(state.pending, obs=jnp.asarray(obs))
+        state = self.act_randomly(dataclasses.replace(state, pending=pending))
+        return state, self.planner.to_env(state.pending.action)
+
+    def random_step(self, state: AgentState, experience: Experience) -> tuple[AgentState, Array]:
+        """A step of the seed phase: stores, and acts at random."""
+        state = self.act_randomly(self.observe(state, experience))
         return state, self.planner.to_env(state.pending.action)
 
     def step(
         self, state: AgentState, experience: Experience, updates: Int[Array, ""], explore: Explore
-    ) -> tuple[AgentState, Array, Metrics]:
+    ) -> tuple[AgentState, Array, Float[Array, " F"]]:
         """Stores what came of the pending actions, acts again, and learns for `updates` updates.
+
+        Returns the next actions [E, A] in the task's units, and the figures that `METRIC_NAMES` names, as one array.
 
         Planning takes the models as they are, so that neither it nor learning waits for the other.
         """
         state, result = self.act(self.observe(state, experience), explore)
         state, learned = self.learn(state, updates)
-        return state, self.planner.to_env(state.pending.action), _metrics(learned, result)
+        planned = PlanningMetrics.of(result)
+        return state, self.planner.to_env(state.pending.action), jnp.stack([*learned, *planned])
 
     def observe(self, state: AgentState, experience: Experience) -> AgentState:
         """Stores E transitions with their shifted plans; plans start anew where an episode ended."""
@@ -145,37 +165,36 @@ class Agent:
             pending=dataclasses.replace(pending, obs=jnp.asarray(experience.start_obs), plan=start_plan),
         )
 
-    def act(self, state: AgentState, explore: Explore) -> tuple[AgentState, PlanResult | None]:
-        """Chooses the pending actions: by planning, or uniformly in the box."""
-        key, action_key = jax.random.split(state.key)
-        if explore == "random":
-            action = jax.random.uniform(action_key, state.pending.action.shape, minval=-1, maxval=1)
-            plan = jnp.zeros_like(state.pending.plan)
-            result = None
-        else:
-            result = self.planner.plan(state.models, action_key, state.pending.obs, state.pending.plan)
-            action = (result.sample if explore == "sample" else result.plan)[:, 0]
-            plan = result.plan
-        pending = dataclasses.replace(state.pending, action=action, plan=plan)
+    def act(self, state: AgentState, explore: Explore) -> tuple[AgentState, PlanResult]:
+        """Chooses the pending actions by planning: the plan's mean, or a sample of the soft policy."""
+        key, plan_key = jax.random.split(state.key)
+        result = self.planner.plan(state.models, plan_key, state.pending.obs, state.pending.plan)
+        action = (result.sample if explore == "sample" else result.plan)[:, 0]
+        pending = dataclasses.replace(state.pending, action=action, plan=result.plan)
         return dataclasses.replace(state, pending=pending, key=key), result
+
+    def act_randomly(self, state: AgentState) -> AgentState:
+        """Chooses the pending actions uniformly in the box."""
+        key, action_key = jax.random.split(state.key)
+        action = jax.random.uniform(action_key, state.pending.action.shape, minval=-1, maxval=1)
+        pending = dataclasses.replace(state.pending, action=action, plan=jnp.zeros_like(state.pending.plan))
+        return dataclasses.replace(state, pending=pending, key=key)
 
     # --------------------------------------------------------------- learning
 
-    def learn(self, state: AgentState, updates: Int[Array, ""]) -> tuple[AgentState, Metrics]:
+    def learn(self, state: AgentState, updates: Int[Array, ""]) -> tuple[AgentState, LearningMetrics]:
         """`updates` gradient updates of critic and models, any number with one compilation; the last one's figures."""
-        start = (state, Metrics(*[jnp.zeros(())] * len(Metrics._fields)))
+        start = (state, LearningMetrics(*[jnp.zeros(())] * len(LearningMetrics._fields)))
         return jax.lax.fori_loop(0, updates, lambda _, carry: self.update(carry[0]), start)
 
-    def update(self, state: AgentState) -> tuple[AgentState, Metrics]:
+    def update(self, state: AgentState) -> tuple[AgentState, LearningMetrics]:
         """One round of amortised value iteration and one step of model learning."""
         key, critic_key, dynamics_key = jax.random.split(state.key, 3)
         state, critic_figures = self._update_critic(dataclasses.replace(state, key=key), critic_key)
         state, member_losses = self._update_dynamics(state, dynamics_key)
         loss = jnp.mean(member_losses)
-        figures = critic_figures._replace(
-            dynamics_loss=loss,
-            member_spread=jnp.std(member_losses) / jnp.maximum(loss, 1e-12),
-        )
+        spread = jnp.std(member_losses) / jnp.maximum(loss, 1e-12)
+        figures = LearningMetrics(dynamics_loss=loss, member_spread=spread, **critic_figures)
         return dataclasses.replace(state, updates=state.updates + 1), figures
 
     def targets(
@@ -187,7 +206,7 @@ class Agent:
         future = jnp.where(alive, self.config.objective.discount * result.value, 0.0)
         return batch.reward + future, result
 
-    def _update_critic(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, Metrics]:
+    def _update_critic(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, dict[str, Array]]:
         config, models, replay = self.config.critic, state.models, state.replay
         row_key, plan_key = jax.random.split(key)
         rows = replay.sample_rows(row_key, config.batch_size)
@@ -215,25 +234,16 @@ class Agent:
                 models.target_critic, networks=polyak(models.target_critic.networks, networks, target_step)
             ),
         )
-        zero = jnp.zeros(())
-        figures = Metrics(
-            critic_loss=loss,
-            dynamics_loss=zero,
-            member_spread=zero,
-            q_mean=jnp.mean(values),
-            q_head_gap=jnp.mean(jnp.max(values, axis=0) - jnp.min(values, axis=0)),
-            target_mean=jnp.sum(jnp.where(weight > 0, target, 0.0)) / jnp.maximum(jnp.sum(weight), 1),
-            target_effective_samples=jnp.mean(result.stats.effective_samples),
-            target_invalid=jnp.mean(result.stats.invalid_fraction),
-            plan_age=age,
-            plan_change=jnp.sqrt(jnp.mean((result.plan - start) ** 2)),
-            value=zero,
-            effective_samples=zero,
-            best_return=zero,
-            mean_return=zero,
-            clip_fraction=zero,
-            invalid_fraction=zero,
-        )
+        figures = {
+            "critic_loss": loss,
+            "q_mean": jnp.mean(values),
+            "q_head_gap": jnp.mean(jnp.max(values, axis=0) - jnp.min(values, axis=0)),
+            "target_mean": jnp.sum(jnp.where(weight > 0, target, 0.0)) / jnp.maximum(jnp.sum(weight), 1),
+            "target_effective_samples": jnp.mean(result.stats.effective_samples),
+            "target_invalid": jnp.mean(result.stats.invalid_fraction),
+            "plan_age": age,
+            "plan_change": jnp.sqrt(jnp.mean((result.plan - start) ** 2)),
+        }
         return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures
 
     def _update_dynamics(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, Float[Array, " N"]]:
@@ -284,11 +294,3 @@ def _descend(
 def _params(networks: MLP) -> Any:
     """Optax's own name for any pytree of arrays does not admit ours."""
     return networks
-
-
-def _metrics(learned: Metrics, result: PlanResult | None) -> Metrics:
-    """The learner's figures completed with those of the online solve."""
-    if result is None:
-        return learned
-    stats = {name: jnp.mean(figure) for name, figure in result.stats._asdict().items()}
-    return learned._replace(value=jnp.mean(result.value), **stats)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from soft_mpcritic.agent import Metrics
+from soft_mpcritic.agent import METRIC_NAMES
 from soft_mpcritic.run_folder import RunFolder, Table
 from soft_mpcritic.types import AnyArray, Episode
 
 HOST_COLUMNS = ("env_step", "wall_seconds", "steps_per_second", "updates", "episodes", "train_return", "train_length")
-METRIC_COLUMNS = (*HOST_COLUMNS, *Metrics._fields)
+METRIC_COLUMNS = (*HOST_COLUMNS, *METRIC_NAMES)
 EVALUATION_COLUMNS = ("env_step", "wall_seconds", "episode", "seed", "return", "length")
 RECENT_EPISODES = 20
 
@@ -66,18 +66,18 @@ class MetricMeans:
     """Running means of the step metrics since the last log point."""
 
     def __init__(self) -> None:
-        self._sum, self._count = np.zeros(len(Metrics._fields)), 0
+        self._sum, self._count = np.zeros(len(METRIC_NAMES)), 0
 
     def add(self, figures: np.ndarray) -> None:
-        """One step's metrics, stacked in the order of `Metrics`."""
+        """One step's metrics, stacked in the order of `METRIC_NAMES`."""
         self._sum += figures
         self._count += 1
 
     def take(self) -> dict[str, float]:
-        """The means by name, and a fresh start; empty when nothing was learned in between."""
-        means = self._sum / self._count if self._count else np.full(len(Metrics._fields), np.nan)
-        self._sum, self._count = np.zeros(len(Metrics._fields)), 0
-        return dict(zip(Metrics._fields, means.tolist(), strict=True))
+        """The means by name, and a fresh start; NaN where nothing was learned in between."""
+        means = self._sum / self._count if self._count else np.full(len(METRIC_NAMES), np.nan)
+        self._sum, self._count = np.zeros(len(METRIC_NAMES)), 0
+        return dict(zip(METRIC_NAMES, means.tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         return {"sum": self._sum.tolist(), "count": self._count}

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soft_mpcritic.agent import Agent, AgentState, Metrics
+from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.envs import BadObservationError, EnvVector, make_task
@@ -85,14 +86,15 @@ class Run:
         self._last_evaluation: list[Episode] = []
 
         agent = self._agent
-        self._begin = jax.jit(agent.begin, static_argnames="explore", donate_argnums=0)
+        self._begin = jax.jit(agent.begin, donate_argnums=0)
         self._checkpoints = Checkpoints(folder, training.checkpoints_kept)
         resumed_at = self._checkpoints.latest
         state = jax.jit(agent.init)(jax.random.key(settings.seed))
         state, self._action = self._resume(state) if resumed_at is not None else self._start(state)
         self._leaves, self._structure = jax.tree.flatten(state)
-        self._random_step = _jit_on_leaves(_random_step(agent), self._structure)
-        self._step = _jit_on_leaves(_packed_step(agent), self._structure)
+        step = partial(agent.step, explore=training.explore)
+        self._random_step = _jit_on_leaves(agent.random_step, self._structure)
+        self._step = _jit_on_leaves(step, self._structure)
         self._log = MetricLog(folder, -1 if resumed_at is None else resumed_at)
 
     # ------------------------------------------------------------------- loop
@@ -192,7 +194,7 @@ class Run:
     # ------------------------------------------------------------ start and end
 
     def _start(self, state: AgentState) -> tuple[AgentState, jax.Array]:
-        return self._begin(state, self._envs.reset(self._settings.seed), explore=self._first_explore())
+        return self._begin(state, self._envs.reset(self._settings.seed))
 
     def _resume(self, template: AgentState) -> tuple[AgentState, jax.Array]:
         """State, counters and environments as they were; environments that cannot be relived start new episodes."""
@@ -208,10 +210,7 @@ class Run:
             return state, jnp.asarray(progress["action"], jnp.float32)
         self._episodes.restart()
         fresh = self._envs.reset(self._settings.seed + self._clock.env_step)
-        return self._begin(state, fresh, explore=self._first_explore())
-
-    def _first_explore(self) -> str:
-        return "random" if self._clock.env_step < self._training.seed_steps else self._training.explore
+        return self._begin(state, fresh)
 
     def finish(self) -> dict[str, Any]:
         """Last checkpoint, learning curve and summary."""
@@ -292,26 +291,3 @@ def _jit_on_leaves(function: Callable[..., Any], structure: Any) -> Callable[...
         return jax.tree.leaves(state), *rest
 
     return jax.jit(on_leaves, donate_argnums=0)
-
-
-def _packed_step(agent: Agent) -> Callable[[AgentState, Experience, Any], tuple[AgentState, jax.Array, jax.Array]]:
-    """`agent.step` with its metrics stacked into one array: one transfer instead of sixteen."""
-
-    def step(state: AgentState, experience: Experience, updates: Any) -> tuple[AgentState, jax.Array, jax.Array]:
-        state, action, figures = agent.step(state, experience, updates, agent.config.training.explore)
-        return state, action, jnp.stack(figures)
-
-    return step
-
-
-def _random_step(agent: Agent) -> Callable[[AgentState, Experience], tuple[AgentState, jax.Array]]:
-    """A step of the seed phase: store, and act at random."""
-
-    def random_step(state: AgentState, experience: Experience) -> tuple[AgentState, jax.Array]:
-        state, _ = agent.act(agent.observe(state, experience), "random")
-        return state, agent.planner.to_env(state.pending.action)
-
-    return random_step
-
-
-__all__ = ["Clock", "Metrics", "Observer", "Run", "load_state", "prepare_run", "train"]
