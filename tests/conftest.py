@@ -1,8 +1,10 @@
 """Strict numerics for every test: shapes checked at run time, no silent promotion of ranks or dtypes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("soft_mpcritic", "beartype.beartype")
@@ -10,6 +12,17 @@ install_import_hook("soft_mpcritic", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Tests compile much and compute little: optimisation would take twice as long as it saves.
+jax.config.update("jax_disable_most_optimizations", True)
+
 # Many tests compile the same step: the second one finds it here.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """For tests that compute for seconds, or look at what the compiler made."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

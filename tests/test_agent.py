@@ -1,6 +1,7 @@
 """Mechanics of the agent: what is stored, what is learned from it, and that it does so reproducibly."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,20 @@ def test_a_step_compiles_once_whatever_the_number_of_updates():
         state, _, _ = step(state, experience(number, 1, (number == 2,)), np.int32(number))
     assert len(traces) == 1
     assert state.updates == 10
+
+
+@pytest.mark.usefixtures("optimized")
+def test_a_compiled_step_copies_no_replay():
+    """A copy of a million transitions would cost more than all of the learning in a step."""
+    capacity = 100_003
+    agent = Agent(SYSTEM.task, small_config(training__capacity=capacity))
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    answer = experience(0.0, 1, (False,))
+    step = jax.jit(agent.step, static_argnums=3, donate_argnums=0)
+    program = step.lower(state, answer, np.int32(1), "sample").compile().as_text()
+    assert program is not None
+    assert f"f32[{capacity}," in program
+    assert re.findall(rf"f32\[{capacity},\d+\]\S* copy", program) == []
 
 
 @pytest.mark.parametrize("explore", ["sample", "mean"])

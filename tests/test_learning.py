@@ -70,6 +70,7 @@ B = np.array([[0.1], [0.5]])
 COST, EFFORT, VARIANCE, TEMPERATURE, DISCOUNT = np.eye(2), 0.1 * np.eye(1), 0.1, 0.2, 0.9
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("horizon", [0, 3])
 def test_fitted_value_iteration_finds_the_soft_lqr(horizon):
     """The whole agent, from scratch, on x' = Ax + Bu with r = -(x'Cx + u'Ru): its Q is the closed form's.

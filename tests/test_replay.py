@@ -140,6 +140,7 @@ def copies(envs: int, **options) -> list[str]:
     return re.findall(rf"f32\[{CAPACITY},\d+\]\S* copy(?:-start)?\(", program)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("envs", [1, 3])
 def test_a_step_copies_no_buffer_that_is_donated(envs):
     assert len(copies(envs)) == 2  # records and plans, where the caller keeps the old ones
