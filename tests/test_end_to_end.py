@@ -1,0 +1,63 @@
+"""The commands as a user gives them, on networks small enough for a test; and what the README says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from soft_mpcritic.cli import main
+from tests.systems import SMALL
+
+README = Path(__file__).parent.parent / "README.md"
+FLAGS = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "InvertedDoublePendulum-v5", "--run-dir", str(path), "--total-steps", "60", *FLAGS]) == 0
+    return path
+
+
+def test_evaluate_prints_one_json_object_and_nothing_else(trained, capsys):
+    assert main(["evaluate", str(trained), "--episodes", "3", "--json"]) == 0
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert len(printed) == 1
+    record = json.loads(printed[0])
+    assert len(record["returns"]) == 3
+    assert record["return_min"] <= record["return_mean"] <= record["return_max"]
+
+
+def test_evaluation_is_repeatable_and_does_not_depend_on_the_number_of_episodes(trained, capsys):
+    returns = []
+    for _ in range(2):
+        assert main(["evaluate", str(trained), "--episodes", "2", "--json"]) == 0
+        returns.append(json.loads(capsys.readouterr().out)["returns"])
+    assert returns[0] == returns[1]
+
+
+def test_plot_draws_a_picture(trained, tmp_path, capsys):
+    out = tmp_path / "curve.png"
+    assert main(["plot", str(trained), str(trained), "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.strip() == str(out)
+
+
+def test_resume_needs_no_settings_said_again(trained, capsys):
+    assert main(["train", "--run-dir", str(trained), "--resume", "--total-steps", "80"]) == 0
+    assert json.loads((trained / "summary.json").read_text())["env_step"] == 80
+    assert json.loads((trained / "config.json").read_text())["total_steps"] == 80
+
+
+def test_the_files_that_the_readme_links_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README.read_text()) if "://" not in link]
+    assert len(links) > 5
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def test_the_python_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), {})
