@@ -52,7 +52,7 @@ class PlannerConfig:
     horizon: int = 4  # H, model steps before Q
     num_samples: int = 128  # K
     iterations: int = 1
-    sampler: Literal["iid", "antithetic", "sobol"] = "antithetic"
+    sampler: Literal["iid", "antithetic", "sobol"] = "sobol"
     keep_nominal: bool = True  # is the plan itself one of the samples?
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ class Config:
     """All settings of a run."""
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(iterations=2))
     target_planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(num_samples=16))
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
