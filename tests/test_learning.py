@@ -27,9 +27,10 @@ def test_a_constant_reward_is_worth_its_geometric_sum():
 
 def test_after_a_termination_nothing_counts():
     system = System(lambda s, a: s, TaskSpec(lambda s, a, n: a[:, 0], always), obs_size=1)
-    config = small_config(critic__learning_rate=3e-3, critic__unit="reward", critic__target_step=0.05)
+    changes = {"critic__learning_rate": 3e-3, "critic__unit": "reward", "critic__target_step": 0.05}
+    config = small_config(objective__temperature=1.0, **changes)  # warm enough to keep trying bad actions
     state = learn(system, config, jax.random.key(0), 1000, 2)
-    actions = np.linspace(-0.8, 0.8, 9)[:, None]
+    actions = np.linspace(-0.6, 0.6, 9)[:, None]
     np.testing.assert_allclose(q_values(system, config, state, np.zeros((9, 1)), actions), actions[:, 0], atol=0.1)
 
 

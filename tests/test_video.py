@@ -1,12 +1,11 @@
 """Films, with and without OpenGL."""
 
-import warnings
-from typing import Any
+from pathlib import Path
 
-import imageio.v2 as imageio
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from soft_mpcritic import video
 from soft_mpcritic.agent import Agent
@@ -14,21 +13,28 @@ from soft_mpcritic.envs import make_task
 from tests.systems import small_config
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".gif"])
-def test_an_episode_is_filmed_without_opengl(tmp_path, monkeypatch, ending):
+def film_without_opengl(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "_render_options", lambda agent: {})
     agent = Agent(make_task("InvertedDoublePendulum-v5"), small_config())
     models = jax.jit(agent.init)(jax.random.key(0)).models
-    out = tmp_path / f"film{ending}"
     video.record_episode(agent, models, 0, out)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the decoder is forked beside JAX
-        film: Any
-        with imageio.get_reader(out) as film:
-            frames = [np.asarray(frame) for frame in film.iter_data()]
-    assert len(frames) >= 3
-    assert frames[0].shape[:2] == (480, 480)
-    assert np.abs(frames[0].astype(int) - frames[-1].astype(int)).max() > 50
+
+
+def test_an_episode_is_filmed_as_a_gif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    film_without_opengl(tmp_path / "film.gif", monkeypatch)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.size == (480, 480)
+        assert getattr(film, "n_frames", 1) >= 3
+        first = np.asarray(film.convert("RGB"), int)
+        film.seek(2)
+        assert np.abs(first - np.asarray(film.convert("RGB"), int)).max() > 50
+
+
+def test_an_episode_is_filmed_as_an_mp4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    film_without_opengl(tmp_path / "film.mp4", monkeypatch)
+    content = (tmp_path / "film.mp4").read_bytes()
+    assert content[4:8] == b"ftyp"
+    assert len(content) > 1000
 
 
 def test_the_drawing_shows_where_the_pole_is():
