@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+STEPS ?= 5000
 
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/soft-mpcritic train InvertedDoublePendulum-v5 --total-steps 5000 --run-dir $(DEMO) --resume
+	$(BIN)/soft-mpcritic train InvertedDoublePendulum-v5 --total-steps $(STEPS) --run-dir $(DEMO) --resume
 	$(BIN)/soft-mpcritic evaluate $(DEMO) --episodes 10 --video $(DEMO)/video.mp4
 	@echo "learning curve: $(DEMO)/learning_curve.png"
 	@echo "video:          $(DEMO)/video.mp4"
