@@ -120,23 +120,27 @@ class Agent:
         return state, self.planner.to_env(state.pending.action)
 
     def random_step(self, state: AgentState, experience: Experience) -> tuple[AgentState, Array]:
-        """A step of the seed phase: stores, and acts at random."""
+        """A step of the seed phase: stores what came of the pending actions, and acts at random."""
         state = self.act_randomly(self.observe(state, experience))
         return state, self.planner.to_env(state.pending.action)
+
+    def planned_step(
+        self, state: AgentState, experience: Experience, explore: Explore
+    ) -> tuple[AgentState, Array, PlanningMetrics]:
+        """Stores what came of the pending actions, and plans the next: actions [E, A] in the task's units."""
+        state, result = self.act(self.observe(state, experience), explore)
+        return state, self.planner.to_env(state.pending.action), PlanningMetrics.of(result)
 
     def step(
         self, state: AgentState, experience: Experience, updates: Int[Array, ""], explore: Explore
     ) -> tuple[AgentState, Array, Float[Array, " F"]]:
-        """Stores what came of the pending actions, acts again, and learns for `updates` updates.
+        """`planned_step`, then `learn`: for loops that run on the device as a whole.
 
-        Returns the next actions [E, A] in the task's units, and the figures that `METRIC_NAMES` names, as one array.
-
-        Planning takes the models as they are, so that neither it nor learning waits for the other.
+        Returns the next actions and the figures that `METRIC_NAMES` names, as one array.
         """
-        state, result = self.act(self.observe(state, experience), explore)
+        state, action, planned = self.planned_step(state, experience, explore)
         state, learned = self.learn(state, updates)
-        planned = PlanningMetrics.of(result)
-        return state, self.planner.to_env(state.pending.action), jnp.stack([*learned, *planned])
+        return state, action, jnp.stack([*learned, *planned])
 
     def observe(self, state: AgentState, experience: Experience) -> AgentState:
         """Stores E transitions with their shifted plans; plans start anew where an episode ended."""

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from soft_mpcritic.agent import Agent
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import EnvVector
 from soft_mpcritic.planner import Models
 from soft_mpcritic.types import Episode
@@ -19,7 +20,7 @@ class Evaluator:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._control = jax.jit(agent.planner.control)
+        self._control = jit(agent.planner.control)
         self._vectors: dict[int, EnvVector] = {}
 
     def __call__(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Episode]:

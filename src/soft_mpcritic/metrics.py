@@ -63,27 +63,39 @@ class EpisodeTracker:
 
 
 class MetricMeans:
-    """Running means of the step metrics since the last log point."""
+    """Running means of the step metrics since the last log point.
+
+    A step's figures are read when those of the next step come, so that the host never waits for them.
+    """
 
     def __init__(self) -> None:
         self._sum, self._count = np.zeros(len(METRIC_NAMES)), 0
+        self._unread: tuple[AnyArray, AnyArray] | None = None
 
-    def add(self, figures: np.ndarray) -> None:
-        """One step's metrics, stacked in the order of `METRIC_NAMES`."""
-        self._sum += figures
-        self._count += 1
+    def add(self, learned: AnyArray, planned: AnyArray) -> None:
+        """One step's `LearningMetrics` and `PlanningMetrics`, each stacked; they may still be under way."""
+        self._read()
+        self._unread = learned, planned
 
     def take(self) -> dict[str, float]:
         """The means by name, and a fresh start; NaN where nothing was learned in between."""
+        self._read()
         means = self._sum / self._count if self._count else np.full(len(METRIC_NAMES), np.nan)
         self._sum, self._count = np.zeros(len(METRIC_NAMES)), 0
         return dict(zip(METRIC_NAMES, means.tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
+        self._read()
         return {"sum": self._sum.tolist(), "count": self._count}
 
     def load(self, record: dict[str, Any]) -> None:
         self._sum, self._count = np.array(record["sum"]), record["count"]
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._sum += np.concatenate(self._unread)
+            self._count += 1
+            self._unread = None
 
 
 class MetricLog:

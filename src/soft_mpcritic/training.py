@@ -14,6 +14,7 @@ import numpy as np
 
 from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.compilation import jit, jit_on_leaves
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.envs import BadObservationError, EnvVector, make_task
 from soft_mpcritic.evaluation import Evaluator
@@ -86,15 +87,15 @@ class Run:
         self._last_evaluation: list[Episode] = []
 
         agent = self._agent
-        self._begin = jax.jit(agent.begin, donate_argnums=0)
+        self._begin = jit(agent.begin, donate_argnums=0)
         self._checkpoints = Checkpoints(folder, training.checkpoints_kept)
         resumed_at = self._checkpoints.latest
-        state = jax.jit(agent.init)(jax.random.key(settings.seed))
+        state = jit(agent.init)(jax.random.key(settings.seed))
         state, self._action = self._resume(state) if resumed_at is not None else self._start(state)
         self._leaves, self._structure = jax.tree.flatten(state)
-        step = partial(agent.step, explore=training.explore)
-        self._random_step = _jit_on_leaves(agent.random_step, self._structure)
-        self._step = _jit_on_leaves(step, self._structure)
+        self._random_step = jit_on_leaves(agent.random_step, self._structure)
+        self._planned_step = jit_on_leaves(partial(agent.planned_step, explore=training.explore), self._structure)
+        self._learn = jit_on_leaves(agent.learn, self._structure)
         self._log = MetricLog(folder, -1 if resumed_at is None else resumed_at)
 
     # ------------------------------------------------------------------- loop
@@ -106,7 +107,11 @@ class Run:
             self._report()
 
     def _advance(self) -> None:
-        """One step of all environments, and all that is learned from it."""
+        """One step of all environments, and all that is learned from it.
+
+        Calls return before the device is done: the environments step to actions that are ready while the updates,
+        which no action waits for, are still under way.
+        """
         started = time.perf_counter()
         experience = self._step_environments(np.asarray(self._action))
         self._episodes.add(experience.reward, experience.done)
@@ -115,8 +120,9 @@ class Run:
         if updates is None:
             self._leaves, self._action = self._random_step(self._leaves, experience)
         else:
-            self._leaves, self._action, figures = self._step(self._leaves, experience, updates)
-            self._means.add(np.asarray(figures))
+            self._leaves, self._action, planned = self._planned_step(self._leaves, experience)
+            self._leaves, learned = self._learn(self._leaves, updates)
+            self._means.add(learned, planned)
         self._clock.loop_seconds += time.perf_counter() - started
         self._clock.loop_steps += self._envs.num_envs
 
@@ -256,7 +262,7 @@ def load_state(folder: RunFolder, settings: RunSettings) -> tuple[Agent, AgentSt
         raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
     checkpoints = Checkpoints(folder, settings.config.training.checkpoints_kept)
     try:
-        state, _ = checkpoints.load(jax.jit(agent.init)(jax.random.key(settings.seed)))
+        state, _ = checkpoints.load(jit(agent.init)(jax.random.key(settings.seed)))
     finally:
         checkpoints.close()
     return agent, state
@@ -278,16 +284,3 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _jit_on_leaves(function: Callable[..., Any], structure: Any) -> Callable[..., Any]:
-    """Compiles (state, ..) -> (state, ..) as a function of the state's leaves, which are donated.
-
-    JAX walks a list of arrays in C++ but a tree of modules in Python: 0.12 instead of 0.31 ms a call.
-    """
-
-    def on_leaves(leaves: list[jax.Array], *arguments: Any) -> tuple[Any, ...]:
-        state, *rest = function(jax.tree.unflatten(structure, leaves), *arguments)
-        return jax.tree.leaves(state), *rest
-
-    return jax.jit(on_leaves, donate_argnums=0)

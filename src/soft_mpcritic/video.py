@@ -10,11 +10,11 @@ from typing import Any
 
 import gymnasium as gym
 import imageio
-import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
 from soft_mpcritic.agent import Agent
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import EnvVector
 from soft_mpcritic.evaluation import controlled_steps
 from soft_mpcritic.planner import Models
@@ -28,7 +28,7 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
     envs = EnvVector(agent.task, 1, **_render_options(agent))
     try:
         frame = _frame_source(envs.first_env)
-        steps = controlled_steps(agent, jax.jit(agent.planner.control), models, envs, seed)
+        steps = controlled_steps(agent, jit(agent.planner.control), models, envs, seed)
         rate = int(envs.first_env.metadata.get("render_fps", 30))
         stride = max(rate // 50, 1)
         with _film(out, rate / stride) as film:
