@@ -1,5 +1,6 @@
 """Latency of solves over sample counts, horizons, ensembles, batches and widths, against the machine's limit."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from soft_mpcritic.config import Config, override, preset
 from soft_mpcritic.envs import Task, make_task
 from soft_mpcritic.planner import Planner
 
-BASE = {"samples": 200, "horizon": 4, "members": 4, "problems": 1, "width": 256}
 GRID: Mapping[str, tuple[int, ...]] = {
     "samples": (50, 100, 200, 400, 800),
     "horizon": (1, 2, 4, 8, 16),
@@ -28,12 +28,12 @@ GRID: Mapping[str, tuple[int, ...]] = {
 class Case:
     """One solve: what it is and what it costs."""
 
-    samples: int
-    horizon: int
-    members: int  # all_members where it is the axis of the grid: per_step costs the same whatever N
-    problems: int
-    width: int
-    scenarios: str = "per_step"
+    samples: int = 200
+    horizon: int = 4
+    members: int = 4
+    problems: int = 1
+    width: int = 256
+    scenarios: str = "per_step"  # all_members where N is the axis: per_step costs the same whatever N
 
     def config(self, base: Config) -> Config:
         return override(
@@ -55,6 +55,9 @@ class Case:
         value = 2 * (inputs * hidden + hidden**2 + hidden) * config.critic.heads
         rolled = self.members if self.scenarios == "all_members" else 1
         return config.planner.iterations * self.problems * self.samples * rolled * (self.horizon * model + value)
+
+
+BASE = Case()
 
 
 def bench_planner(rounds: int, preset_name: str = "paper", env_id: str = "Hopper-v5") -> dict[str, Any]:
@@ -86,7 +89,7 @@ def grid() -> Iterator[tuple[str, list[Case]]]:
     """The cases along every axis."""
     for axis, values in GRID.items():
         scenarios = "all_members" if axis == "members" else "per_step"
-        yield axis, [Case(**{**BASE, axis: value}, scenarios=scenarios) for value in values]
+        yield axis, [dataclasses.replace(BASE, scenarios=scenarios, **{axis: value}) for value in values]
 
 
 def solver(case: Case, task: Task, base: Config) -> Callable[[], Any]:
@@ -135,8 +138,7 @@ def _peers(task: Task, base: Config, rounds: int) -> dict[str, Any]:
         from soft_mpcritic.bench import peers
     except ImportError as error:
         return {"skipped": f"{error}; pip install 'soft-mpcritic[bench]'"}
-    case = Case(**BASE)
-    calls = {"ours": solver(case, task, base), "pytorch_mppi": peers.pytorch_mppi_solver(case, task)}
+    calls = {"ours": solver(BASE, task, base), "pytorch_mppi": peers.pytorch_mppi_solver(BASE, task)}
     timings = time_in_turns(calls, rounds)
     ours, theirs = timings["ours"], timings["pytorch_mppi"]
     return {
