@@ -1,29 +1,54 @@
 """Training steps per second, and where their time goes."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+import tyro
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.bench.measure import Timing, machine, matrix_product_rate, peak_memory
 from soft_mpcritic.compilation import jit, jit_on_leaves
-from soft_mpcritic.config import preset
-from soft_mpcritic.envs import EnvVector, make_task
+from soft_mpcritic.config import Config, check, preset
+from soft_mpcritic.envs import EnvVector, Task, make_task
 
 WARM_UP = 50
 
 
-def bench_training(env_ids: tuple[str, ...], presets: tuple[str, ...], steps: int) -> dict[str, Any]:
-    """`steps` training steps of every task under every preset."""
-    cases = [_Loop(env_id, name).measure(steps) for env_id in env_ids for name in presets]
+@dataclass(frozen=True)
+class TrainingArgs:
+    """Training steps per second of tasks under presets, and where their time goes."""
+
+    env_ids: tyro.conf.Positional[tuple[str, ...]] = ("InvertedDoublePendulum-v5", "Hopper-v5")
+    presets: tuple[str, ...] = ("default", "paper")
+    steps: int = 300
+    """Timed steps of every case."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+    def run(self) -> None:
+        """Prints what was measured."""
+        check(self.steps >= 1, "steps", "be >= 1", self.steps, "try 300")
+        tasks, configs = [make_task(env_id) for env_id in self.env_ids], {name: preset(name) for name in self.presets}
+        record = bench_training(tasks, configs, self.steps)
+        print(json.dumps(record) if self.json else _in_words(record))
+
+
+def bench_training(tasks: Sequence[Task], configs: Mapping[str, Config], steps: int) -> dict[str, Any]:
+    """`steps` training steps of every task under every configuration."""
     return {
         "machine": machine(),
         "matrix_product_gflops": matrix_product_rate() / 1e9,
-        "cases": cases,
+        "cases": [
+            {"env_id": task.env_id, "preset": name, **_Loop(task, config).measure(steps)}
+            for task in tasks
+            for name, config in configs.items()
+        ],
         "peak_memory_mb": peak_memory() / 1e6,
     }
 
@@ -31,10 +56,8 @@ def bench_training(env_ids: tuple[str, ...], presets: tuple[str, ...], steps: in
 class _Loop:
     """The training loop without its logs, evaluations and checkpoints."""
 
-    def __init__(self, env_id: str, preset_name: str) -> None:
-        self._names = {"env_id": env_id, "preset": preset_name}
-        config = preset(preset_name)
-        agent = Agent(make_task(env_id), config)
+    def __init__(self, task: Task, config: Config) -> None:
+        agent = Agent(task, config)
         self._envs = EnvVector(agent.task, config.training.num_envs)
         self._updates = np.int32(config.training.updates_per_step * config.training.num_envs)
         state, self._action = jit(agent.begin)(jit(agent.init)(jax.random.key(0)), self._envs.reset(0))
@@ -62,7 +85,6 @@ class _Loop:
         parts = {name: Timing.of(times) for name, times in self._parts(steps).items()}
         self._envs.close()
         return {
-            **self._names,
             "steps_per_second": rate,
             "step_ms": overlapped.median * 1e3,
             "step_p99_ms": overlapped.p99 * 1e3,
@@ -103,3 +125,18 @@ def _seconds(call: Callable[[], None]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    lines = [
+        f"{record['machine']['processor']} with {record['machine']['cores']} cores; matrix products at "
+        f"{record['matrix_product_gflops']:.0f} GFLOP/s; peak memory {record['peak_memory_mb']:.0f} MB"
+    ]
+    for case in record["cases"]:
+        lines.append(
+            f"{case['env_id']}, {case['preset']}: {case['steps_per_second']:.0f} steps/s; one after the other: "
+            f"environment {case['environment_ms']:.2f} ms, acting {case['acting_ms']:.2f}, learning "
+            f"{case['learning_ms']:.2f}, of which dispatch {case['dispatch_ms']:.2f}; compiled in "
+            f"{case['compile_seconds']:.0f} s; replay {case['replay_mb']:.0f} MB"
+        )
+    return "\n".join(lines)
