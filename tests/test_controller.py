@@ -1,5 +1,6 @@
 """Controllers of a run folder, in this process and, exported, in another one."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ from soft_mpcritic.training import load_state
 from tests.systems import small_config
 
 ENV_ID = "Hopper-v5"
-OBSERVATIONS = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32) + [0, 1.2, *[0] * 10]
+OBSERVATIONS = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
 FORBIDDEN = ("gymnasium", "optax", "orbax", "tyro", "equinox", "jaxtyping", "mujoco", "matplotlib", "rich")
 
 
@@ -37,7 +39,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.create(settings)
     state = jit(Agent(make_task(ENV_ID), settings.config).init)(jax.random.key(0))
     checkpoints = Checkpoints(folder, 1)
-    checkpoints.save(1, state, {})
+    one_row = dataclasses.replace(state.replay, size=jnp.ones_like(state.replay.size))
+    checkpoints.save(1, dataclasses.replace(state, replay=one_row), {})
     checkpoints.close()
     return folder.path
 
@@ -66,12 +69,12 @@ def test_a_controller_chains_warm_started_solves(run_dir):
         np.testing.assert_allclose(controller(obs), expected, atol=1e-4)
         assert controller.value == pytest.approx(float(result.value[0]), abs=1e-2)
         start = shift(result.plan)
-    np.testing.assert_allclose(controller.plan, result.plan[0], atol=1e-4)
+        np.testing.assert_allclose(controller.plan, result.plan[0], atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_actions_and_another_gives_others(run_dir):
     one = played(Controller.load(run_dir, seed=1))
-    np.testing.assert_array_equal(one, played(Controller.load(run_dir, seed=1, deadline=60)))
+    np.testing.assert_array_equal(one, played(Controller.load(run_dir, seed=1, deadline=60.0)))
     assert not np.array_equal(one, played(Controller.load(run_dir, seed=2)))
 
 
@@ -86,9 +89,9 @@ def test_a_controller_is_traced_once_before_its_first_call(run_dir, monkeypatch)
     controller = Controller.load(run_dir, plants=2)
     assert len(traced) == 1
     for _ in range(3):
-        actions = controller(OBSERVATIONS[:2])
+        assert controller(OBSERVATIONS[:2]).shape == (2, 3)
         controller.reset(np.array([True, False]))
-    assert actions.shape == (2, 3) and controller.plan.shape == (2, 5, 3) and controller.value.shape == (2,)
+    assert controller.plan.shape == (2, 5, 3) and controller.value.shape == (2,)
     assert len(traced) == 1
 
 
@@ -174,9 +177,9 @@ def test_an_artefact_acts_in_a_fresh_process_without_what_training_needs(artefac
     np.testing.assert_array_equal(np.array(json.loads(done.stdout), np.float32), expected)
 
 
-def rewritten(artefact: Path, out: Path, **changes: object) -> Path:
+def rewritten(source: Path, out: Path, **changes: object) -> Path:
     """The artefact with entries of its manifest changed."""
-    with zipfile.ZipFile(artefact) as old, zipfile.ZipFile(out, "w") as new:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(out, "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name == "manifest.json":
@@ -190,7 +193,7 @@ def rewritten(artefact: Path, out: Path, **changes: object) -> Path:
     [
         ({"format": 99}, "has format 99, this version reads 1: use soft-mpcritic "),
         ({"artefact": "song"}, "is no exported controller"),
-        ({"platforms": ["tpu"]}, "is for tpu, this process runs on cpu"),
+        ({"platforms": ["tpu"]}, "is for tpu, this process runs on "),
         ({"sha256": {"models.npz": "0"}}, "is damaged: models.npz is not what its checksum says"),
     ],
     ids=str,
@@ -204,7 +207,7 @@ def test_a_truncated_artefact_is_refused(artefact, tmp_path):
     content, path = artefact.read_bytes(), tmp_path / "cut.zip"
     for length in (0, 10, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="cut.zip is damaged"):
+        with pytest.raises(ValueError, match=r"cut\.zip is damaged"):
             read_artefact(path)
 
 
@@ -260,7 +263,7 @@ def test_bench_control_takes_the_rate_of_the_task_by_default(run_dir, capsys):
         (["bench", "control", "RUN", "--plants", "0"], ("plants must be >= 1, got 0",)),
         (["bench", "control", "RUN", "--seed", "-1"], ("seed", "-1")),
         (["bench"], ("control",)),
-        (["export", "RUN"], ("FILE",)),
+        (["export", "RUN"], ("What to write",)),
         (["export", "nowhere", "x.zip"], ("nowhere is not a run folder",)),
         (["export", "RUN", "no/such/x.zip"], ("no/such", "first")),
         (["export", "RUN", "x.zip", "--plants", "0"], ("plants must be >= 1, got 0",)),

@@ -12,7 +12,7 @@ SOON, NEVER = 60.0, 0.01  # deadlines, s: a solve that is let go makes the first
 
 
 class Solves:
-    """Solve n answers the plan (n + 1) / 10 + t / 100, once it is let go."""
+    """Solve n answers the plan (n + 1) / 8 + t / 64, once it is let go; such numbers suffer no rounding."""
 
     def __init__(self, plants: int = 1, slots: int = 4) -> None:
         self.plants, self.slots = plants, slots
@@ -21,7 +21,7 @@ class Solves:
         self.gate.set()
 
     def plan(self, number: int) -> np.ndarray:
-        slots = (number + 1) / 10 + np.arange(self.slots) / 100
+        slots = (number + 1) / 8 + np.arange(self.slots) / 64
         return np.broadcast_to(slots[None, :, None], (self.plants, self.slots, 1)).astype(np.float32)
 
     def __call__(self, number: np.uint32, obs: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +181,7 @@ def test_a_deadline_that_cannot_be_met_or_missed_is_refused(deadline):
 def test_actions_have_the_shape_of_the_observation_and_the_units_of_the_plant():
     loop = Solves().loop(None, low=-0.4, high=0.4)
     assert loop([0, 0]).shape == (1,) and loop([[0, 0]]).shape == (1, 1)
-    assert loop([0, 0])[0] == pytest.approx(0.4 * 0.3, rel=1e-6)
+    assert loop([0, 0])[0] == pytest.approx(0.4 * 3 / 8, rel=1e-6)
     box = loop._to_plant(np.array([[-1.0], [1.0]], np.float32))
     assert box[0] >= np.float32(-0.4) and box[1] <= np.float32(0.4)
 

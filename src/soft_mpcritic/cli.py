@@ -28,9 +28,6 @@ from soft_mpcritic.video import record_episode
 
 USER_CAN_MEND = 2
 
-# A hidden second member: of a single one, tyro would make no subcommand.
-_BENCH: Any = Annotated[ControlArgs, tyro.conf.subcommand("control")] | Annotated[None, tyro.conf.Suppress]
-
 
 @dataclass(frozen=True)
 class TrainArgs:
@@ -169,9 +166,16 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
         | Annotated[ExportArgs, tyro.conf.subcommand("export")]
-        | Annotated[_BENCH, tyro.conf.subcommand("bench", description="Measure on this machine.")]
+        | _bench_command()
     )
     return _one_line_errors(lambda: tyro.cli(command, args=arguments, prog="soft-mpcritic", description=_description()))
+
+
+def _bench_command() -> Any:
+    """What can be measured. A hidden second member, as tyro makes no subcommand of a single one."""
+    subjects: Any = Annotated[ControlArgs, tyro.conf.subcommand("control")] | Annotated[None, tyro.conf.Suppress]
+    bench = tyro.conf.subcommand("bench", description="Measure on this machine.")
+    return Annotated[subjects, bench]
 
 
 def _description() -> str:

@@ -62,7 +62,7 @@ class Latencies:
         self.total += seconds
         self.max = max(self.max, seconds)
 
-    def percentile(self, percent: float) -> float:
+    def percentile(self, percent: int | float) -> float:
         """Seconds that `percent` % of the durations did not exceed, rounded up to a bin's edge; NaN of none."""
         if self.count == 0:
             return math.nan
