@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tests.systems import small_config
 
 ENV_ID = "Hopper-v5"
 OBSERVATIONS = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
+DEPLOYING = Path(__file__).parent.parent / "docs" / "deploying.md"
 FORBIDDEN = ("gymnasium", "optax", "orbax", "tyro", "equinox", "jaxtyping", "mujoco", "matplotlib", "rich")
 
 
@@ -232,6 +234,15 @@ def test_a_damaged_byte_is_found(artefact, tmp_path):
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="cannot be read"):
         ExportedController(tmp_path / name)
+
+
+def test_the_python_of_the_deployment_guide_runs(run_dir, artefact):
+    text = DEPLOYING.read_text().replace("runs/mine", str(run_dir)).replace("pendulum.zip", str(artefact))
+    names = {"first_obs": OBSERVATIONS[0], "step_plant": lambda action: OBSERVATIONS[1] + 0 * action[0]}
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, str(DEPLOYING), "exec"), dict(names))
 
 
 # --------------------------------------------------------------- command line
