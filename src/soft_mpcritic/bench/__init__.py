@@ -1,1 +1,1 @@
-"""Benchmarks: how fast planning, training and control are on this machine, and how near to its limit."""
+"""Measurements that a user repeats on the machine at hand, one module a subject."""
