@@ -54,6 +54,19 @@ def double_pendulum_reward(
     return alive - 0.01 * x**2 - (y - 2) ** 2 - 1e-3 * speed1**2 - 5e-3 * speed2**2
 
 
+def pendulum_reward(
+    obs: Float[Array, "R S"], action: Float[Array, "R A"], next_obs: Float[Array, "R S"]
+) -> Float[Array, " R"]:
+    """-(angle^2 + 0.1 speed^2 + 0.001 a^2), of the state before the step; the angle is 0 when upright."""
+    cos, sin, speed = obs[:, 0], obs[:, 1], obs[:, 2]
+    return -(jnp.arctan2(sin, cos) ** 2 + 0.1 * speed**2 + 1e-3 * action[:, 0] ** 2)
+
+
+def never(obs: Float[Array, "R S"], action: Float[Array, "R A"], next_obs: Float[Array, "R S"]) -> Float[Array, " R"]:
+    """The task has no end of its own."""
+    return jnp.zeros_like(obs[:, 0])
+
+
 HOPPER_STEP = 0.008  # s
 
 
@@ -80,6 +93,7 @@ def hopper_reward(
 
 TASKS: dict[str, TaskSpec] = {
     "InvertedDoublePendulum-v5": TaskSpec(double_pendulum_reward, double_pendulum_termination, total_steps=15_000),
+    "Pendulum-v1": TaskSpec(pendulum_reward, never, total_steps=5_000),
     "Hopper-v5": TaskSpec(
         hopper_reward,
         hopper_termination,
