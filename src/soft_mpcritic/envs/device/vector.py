@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
     terminated: Bool[Array, ""]
 
 
+@runtime_checkable
 class DeviceEnv(Protocol):
     """One environment as two pure functions. Time limits are not its business."""
 
@@ -80,6 +81,20 @@ class DeviceVector:
         )
         state = VectorState(envs, jnp.where(done, 0, time), key)
         return state, Experience(outcome.reward, outcome.obs, outcome.terminated, done, start_obs)
+
+
+    def snapshot(self, state: VectorState) -> list[Any]:
+        """JSON-ready: all that `restore` needs, to the bit."""
+        plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+        return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(plain)]
+
+    def restore(self, snapshot: Sequence[Any]) -> VectorState:
+        """The state of a snapshot."""
+        shape, _ = jax.eval_shape(self.reset, jax.random.key(0))
+        key = jax.random.wrap_key_data(jnp.asarray(snapshot[-1], jnp.uint32))
+        leaves, structure = jax.tree.flatten(dataclasses.replace(shape, key=None))
+        arrays = [jnp.asarray(values, leaf.dtype) for values, leaf in zip(snapshot[:-1], leaves, strict=True)]
+        return dataclasses.replace(jax.tree.unflatten(structure, arrays), key=key)
 
 
 class HostedVector:
