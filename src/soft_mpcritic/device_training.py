@@ -118,9 +118,7 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
         )
     task, config = make_task(asked.env_id, "device"), fitted(asked.config, asked.total_steps)
     Footprint(task, config, make_device_env(asked.env_id)).check(num_seeds, *available_memory())
-    runs = [
-        SeedRun(run, dataclasses.replace(asked, seed=seed)) for run, seed in zip(folders, seeds, strict=True)
-    ]
+    runs = [SeedRun(run, dataclasses.replace(asked, seed=seed)) for run, seed in zip(folders, seeds, strict=True)]
     return [SeedRun(run.folder, prepare_run(run.folder, run.settings, resume)) for run in runs]
 
 

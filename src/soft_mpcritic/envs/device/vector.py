@@ -82,7 +82,6 @@ class DeviceVector:
         state = VectorState(envs, jnp.where(done, 0, time), key)
         return state, Experience(outcome.reward, outcome.obs, outcome.terminated, done, start_obs)
 
-
     def snapshot(self, state: VectorState) -> list[Any]:
         """JSON-ready: all that `restore` needs, to the bit."""
         plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
@@ -90,11 +89,10 @@ class DeviceVector:
 
     def restore(self, snapshot: Sequence[Any]) -> VectorState:
         """The state of a snapshot."""
-        shape, _ = jax.eval_shape(self.reset, jax.random.key(0))
-        key = jax.random.wrap_key_data(jnp.asarray(snapshot[-1], jnp.uint32))
-        leaves, structure = jax.tree.flatten(dataclasses.replace(shape, key=None))
-        arrays = [jnp.asarray(values, leaf.dtype) for values, leaf in zip(snapshot[:-1], leaves, strict=True)]
-        return dataclasses.replace(jax.tree.unflatten(structure, arrays), key=key)
+        shapes, structure = jax.tree.flatten(jax.eval_shape(self.reset, jax.random.key(0))[0])
+        *values, key = snapshot  # the key is the last leaf
+        arrays = [jnp.asarray(value, shape.dtype) for value, shape in zip(values, shapes[:-1], strict=True)]
+        return jax.tree.unflatten(structure, [*arrays, jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32))])
 
 
 class HostedVector:
