@@ -33,14 +33,15 @@ class Steps(NamedTuple):
 
 def simulate(env_id: str, count: int) -> Steps:
     """Steps of random behaviour, half of its episodes thrown into them, from states that float32 holds exactly."""
-    env, rng = make_task(env_id).make_env(), np.random.default_rng(0)
+    task, rng = make_task(env_id), np.random.default_rng(0)
+    env = task.make_env()
     simulator: Any = env.unwrapped
     env.reset(seed=0)
     rows = []
     while len(rows) < count:
         position, speed = (np.float32(x) for x in (simulator.data.qpos, simulator.data.qvel))
         simulator.set_state(position.astype(float), speed.astype(float))
-        action = rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32)
+        action = rng.uniform(task.action_low, task.action_high).astype(np.float32)
         obs, reward, terminated, truncated, _ = env.step(action)
         rows.append((position, speed, action, obs, reward, terminated))
         if terminated or truncated:
@@ -86,6 +87,7 @@ def test_pendulum_is_gymnasiums_over_whole_episodes():
     rng, step = np.random.default_rng(0), jax.jit(ours.step)
     for seed in range(5):
         env.reset(seed=seed)
+        truncated = False
         state = PendulumState(*jnp.asarray(simulator.state, jnp.float32))
         for _ in range(200):
             action = rng.uniform(-2.5, 2.5, 1).astype(np.float32)
@@ -93,7 +95,7 @@ def test_pendulum_is_gymnasiums_over_whole_episodes():
             obs, reward, terminated, truncated, _ = env.step(action)
             outcome = step(state, action)
             np.testing.assert_allclose(outcome.obs, obs, atol=2e-5)  # speeds of up to 8, angles of up to 80
-            np.testing.assert_allclose(outcome.reward, reward, atol=1e-4)
+            np.testing.assert_allclose(outcome.reward, float(reward), atol=1e-4)
             assert not terminated and not bool(outcome.terminated)
         assert truncated and ours.max_steps == 200
     env.close()

@@ -17,6 +17,7 @@ from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.device_training import DeviceLoop, DeviceRun, fitted, prepare_seeds, seed_folders, train_on_device
 from soft_mpcritic.envs import BadObservationError, DeviceVector, make_device_env, make_task
+from soft_mpcritic.envs.device.pendulums import CartPoleState, CartPoleSwingUp
 from soft_mpcritic.memory import Footprint, available_memory, largest
 from soft_mpcritic.recording import RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
@@ -106,15 +107,37 @@ def test_a_run_folder_is_a_complete_run(single: Path):
     assert sorted(Checkpoints(RunFolder(single), 2).steps) == [80, 110]
 
 
-def test_seeds_side_by_side_give_the_numbers_of_single_runs(single: Path, pair: Path, tmp_path: Path):
-    run(tmp_path / "other", seed=1)
-    for alone, together in ((single, pair / "seed0"), (tmp_path / "other", pair / "seed1")):
-        a, b = final_arrays(alone), final_arrays(together)
-        for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
+def test_seeds_side_by_side_do_not_touch_each_other_and_are_single_runs():
+    """Next to whomever it is, a seed's numbers are the same to the bit.
+
+    Alone they are so too, until learning begins: the compiler drops an axis of length 1 and sums in another order.
+    Adam's first steps make 1e-5 of that, and learning amplifies it as it does any rounding: in float64 the same
+    comparison gives 5e-15 here and 3e-11 after a whole run (docs/device.md).
+    """
+    settings = fitted(config(), STEPS)
+    loop = DeviceLoop(Agent(make_task(ENV_ID, "device"), settings), DeviceVector(make_device_env(ENV_ID), 2), 20)
+    init = jax.jit(jax.vmap(loop.init))
+    play = jax.jit(jax.vmap(loop.play, in_axes=(0, None, None, None)))
+    updates = np.array([0] * 9 + [5] + [2] * 10, np.int32)
+
+    def after(steps: int, *seeds: int) -> dict[int, list[np.ndarray]]:
+        states = init(jnp.stack([jax.random.key(seed) for seed in seeds]))
+        states, _ = play(states, np.int32(steps), updates == 0, updates)
+        kept = (states.agent.models, states.agent.replay, states.action, states.envs.envs)
+        return {seed: [np.asarray(leaf[i]) for leaf in jax.tree.leaves(kept)] for i, seed in enumerate(seeds)}
+
+    def apart(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+        return max(float(np.max(np.abs(a - b))) for a, b in zip(one, other, strict=True))
+
+    pair, swapped, another = after(20, 0, 1), after(20, 1, 0), after(20, 0, 5)
+    assert apart(pair[0], swapped[0]) == apart(pair[1], swapped[1]) == apart(pair[0], another[0]) == 0
+    for seed in (0, 1):
+        assert apart(after(9, seed)[seed], after(9, 0, 1)[seed]) == 0
+        assert apart(after(10, seed)[seed], after(10, 0, 1)[seed]) < 1e-4
+    assert apart(pair[0], pair[1]) > 0.1
 
 
-@pytest.mark.parametrize("stop_at", [20, 60, 100])
+@pytest.mark.parametrize("stop_at", [20, 60])
 def test_an_interrupted_run_resumes_bit_by_bit(single: Path, tmp_path: Path, stop_at: int):
     path = tmp_path / "stopped"
     (summary,) = run(path, observer=Silent(stop_at, lambda: os.kill(os.getpid(), signal.SIGINT)))
@@ -162,23 +185,21 @@ def test_one_compilation_serves_the_whole_run(tmp_path: Path):
     asked = RunSettings(ENV_ID, "default", 0, STEPS, config())
     device_run = DeviceRun(prepare_seeds(folder, asked, 2, False), Silent())
     device_run.go(lambda: False)
-    assert device_run.play._cache_size() == 1
+    play: Any = device_run.play
+    assert play._cache_size() == 1
     device_run.close()
 
 
 def test_numbers_that_are_not_finite_are_named_and_never_kept(tmp_path: Path, monkeypatch):
-    honest = make_device_env(ENV_ID)
-
-    class Broken(type(honest)):
-        def observe(self, state: Any) -> jax.Array:
-            obs = super().observe(state)
-            return jnp.where(state.position > 0.3, jnp.nan, obs)
+    class Broken(CartPoleSwingUp):
+        def observe(self, state: CartPoleState) -> jax.Array:
+            return jnp.where(state.position > 0.3, jnp.nan, super().observe(state))
 
     monkeypatch.setattr(device_training, "make_device_env", lambda _: Broken())
     with pytest.raises(BadObservationError, match=r"environment [01] of seed 0 is not finite, at environment step \d+"):
         run(tmp_path / "bad")
-    for name, array in final_arrays(tmp_path / "bad").items() if RunFolder(tmp_path / "bad").has_checkpoints else ():
-        assert np.isfinite(array).all(), name
+    if RunFolder(tmp_path / "bad").has_checkpoints:
+        assert all(np.isfinite(array).all() for array in final_arrays(tmp_path / "bad").values())
 
 
 def test_seed_folders_are_found_in_order(pair: Path, single: Path, tmp_path: Path):

@@ -21,6 +21,7 @@ from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import prepare_run, stop_requests
+from soft_mpcritic.types import AnyArray
 
 LONGEST_CHUNK = 1000  # steps between two looks at the host, at most
 LEARNING_FIGURES = len(LearningMetrics._fields)
@@ -35,12 +36,12 @@ class LoopState(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What L steps leave for the host."""
+    """What L steps leave for the host; on it, with a leading axis of seeds."""
 
-    reward: Float[Array, "L E"]
-    done: Bool[Array, "L E"]
-    finite: Bool[Array, "L E"]
-    figures: Float[Array, "L F"]
+    reward: Float[AnyArray, "L E"]
+    done: Bool[AnyArray, "L E"]
+    finite: Bool[AnyArray, "L E"]
+    figures: Float[AnyArray, "L F"]  # in the order of METRIC_NAMES
 
 
 @dataclass(frozen=True)

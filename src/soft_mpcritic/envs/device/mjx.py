@@ -15,7 +15,6 @@ import gymnasium.envs.mujoco
 import jax
 import jax.numpy as jnp
 import mujoco
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from soft_mpcritic.config import ConfigError
@@ -80,11 +79,11 @@ class MjxEnv:
         with _free_promotion():
             self._model = self._mjx.put_model(model)
             self._rest = self._mjx.make_data(model)
-        self._first_position = np.asarray(model.qpos0, np.float32)
+        self._first_position = jnp.asarray(model.qpos0, jnp.float32)
         self._speeds, self._timestep = model.nv, float(model.opt.timestep)
         # Every joint has one coordinate of its own: positions then move by speed x time, without quaternions.
         simple = model.nq == model.nv and model.na == 0
-        runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+        runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4  # pyright: ignore[reportAttributeAccessIssue]
         self._advance = self._runge_kutta if simple and runge_kutta else self._plain_step
 
     @property
