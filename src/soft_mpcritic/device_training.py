@@ -107,6 +107,8 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
 
     Raises `ConfigError` where folders or memory do not allow it, before anything is written.
     """
+    task, config = make_task(asked.env_id, "device"), fitted(asked.config, asked.total_steps)
+    Footprint(task, config, make_device_env(asked.env_id)).check(num_seeds, *available_memory())
     seeds = range(asked.seed, asked.seed + num_seeds)
     folders = [folder] if num_seeds == 1 else [RunFolder(folder.path / f"seed{seed}") for seed in seeds]
     present = seed_folders(folder)
@@ -117,8 +119,6 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
             f"run folder {folder.path} holds {len(present)} seeds from {present[0].read_settings().seed} on, got "
             f"{num_seeds} from {asked.seed} on: leave --seed and --num-seeds out on resume."
         )
-    task, config = make_task(asked.env_id, "device"), fitted(asked.config, asked.total_steps)
-    Footprint(task, config, make_device_env(asked.env_id)).check(num_seeds, *available_memory())
     runs = [SeedRun(run, dataclasses.replace(asked, seed=seed)) for run, seed in zip(folders, seeds, strict=True)]
     return [SeedRun(run.folder, prepare_run(run.folder, run.settings, resume)) for run in runs]
 
@@ -198,7 +198,7 @@ class DeviceRun:
         updates = np.array([updates or 0 for updates in padded], np.int32)
         self._states, rows = self.play(self._states, np.int32(len(due)), at_random, updates)
         rows = Rows(*(np.asarray(column)[:, : len(due)] for column in rows))
-        self._check_finite(rows.finite)
+        self._check_finite(np.asarray(rows.finite))
         for seed, record in enumerate(self._records):
             for step, updates_done in enumerate(due):
                 record.add_step(rows.reward[seed, step], rows.done[seed, step])

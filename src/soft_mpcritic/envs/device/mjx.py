@@ -74,8 +74,9 @@ class MjxEnv:
     def __init__(self, task: MjxTask, spec: TaskSpec) -> None:
         self._mjx = _import_mjx()
         self._task, self._spec = task, spec
+        bindings: Any = mujoco  # without types
         path = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / task.model
-        model = mujoco.MjModel.from_xml_path(str(path))
+        model = bindings.MjModel.from_xml_path(str(path))
         with _free_promotion():
             self._model = self._mjx.put_model(model)
             self._rest = self._mjx.make_data(model)
@@ -83,7 +84,7 @@ class MjxEnv:
         self._speeds, self._timestep = model.nv, float(model.opt.timestep)
         # Every joint has one coordinate of its own: positions then move by speed x time, without quaternions.
         simple = model.nq == model.nv and model.na == 0
-        runge_kutta = model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4  # pyright: ignore[reportAttributeAccessIssue]
+        runge_kutta = model.opt.integrator == bindings.mjtIntegrator.mjINT_RK4
         self._advance = self._runge_kutta if simple and runge_kutta else self._plain_step
 
     @property
