@@ -16,11 +16,15 @@ import jax
 import numpy as np
 import tyro
 
+from soft_mpcritic.bench.control import ControlArgs
+from soft_mpcritic.bench.planner import PlannerArgs
+from soft_mpcritic.bench.training import TrainingArgs
 from soft_mpcritic.config import PRESETS, Config, ConfigError, check, override, preset
 from soft_mpcritic.console import Console
 from soft_mpcritic.device_training import prepare_seeds, seed_folders, train_on_device
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
+from soft_mpcritic.export import export_run
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import load_state, prepare_run, train
@@ -155,6 +159,24 @@ class PlotArgs:
         print(out)
 
 
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write the controller of a run folder as one file that acts with JAX and NumPy alone."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A folder that `train` made."""
+    file: tyro.conf.Positional[Path]
+    """What to write; a controller exported earlier is replaced."""
+    plants: int = 1
+    """How many plants the exported controller drives at once."""
+
+    def run(self) -> None:
+        """Writes the file and says where it is."""
+        _check_parent("file", self.file)
+        manifest = export_run(self.run_dir, self.file, self.plants)
+        print(f"{self.file}: {manifest['env_id']} for {', '.join(manifest['platforms'])}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error)."""
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -172,8 +194,21 @@ def _parse(arguments: list[str]) -> Any:
         Annotated[TrainArgs, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
         | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
+        | Annotated[ExportArgs, tyro.conf.subcommand("export")]
+        | _bench_command()
     )
     return _one_line_errors(lambda: tyro.cli(command, args=arguments, prog="soft-mpcritic", description=_description()))
+
+
+def _bench_command() -> Any:
+    """What can be measured."""
+    subjects: Any = (
+        Annotated[PlannerArgs, tyro.conf.subcommand("planner")]
+        | Annotated[TrainingArgs, tyro.conf.subcommand("training")]
+        | Annotated[ControlArgs, tyro.conf.subcommand("control")]
+    )
+    bench = tyro.conf.subcommand("bench", description="Measure on this machine.")
+    return Annotated[subjects, bench]
 
 
 def _description() -> str:

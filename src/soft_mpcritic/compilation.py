@@ -5,18 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.stages import Wrapped
 
 # By default XLA uses half of an AVX-512 register: activations and noise are then 10 to 20 % slower.
 COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 
 
-def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], **options: Any) -> Wrapped:
     """`jax.jit` with this library's compiler options; `options` are those of `jax.jit`."""
     told = COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=told, **options)
 
 
-def jit_on_leaves(function: Callable[..., Any], structure: Any) -> Callable[..., Any]:
+def jit_on_leaves(function: Callable[..., Any], structure: Any) -> Wrapped:
     """Compiles (state, ..) -> (state, ..) as a function of the state's leaves, which are donated.
 
     JAX walks a list of arrays in C++ but a tree of modules in Python: 0.12 instead of 0.31 ms a call. Metrics, which

@@ -1,5 +1,6 @@
 """Planning with what was learned: the one solve that acts in the world and values states for the critic."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,6 +89,13 @@ class Planner:
         start: Float[Array, "B T A"],
     ) -> PlanResult:
         sample_key, scenario_key = jax.random.split(key)
+        returns_fn = self.returns_fn(models, critic, scenario_key, obs)
+        return self.mppi(config).solve(sample_key, start, returns_fn)
+
+    def returns_fn(
+        self, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]
+    ) -> Callable[[Float[Array, "K B T A"]], Float[Array, "K B"]]:
+        """What action sequences from `obs` are worth to the models and `critic`; `key` draws the members."""
 
         def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
             return critic.least(self.features(models, obs), jnp.clip(action, -1, 1))
@@ -95,11 +103,10 @@ class Planner:
         def step(member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> StepOutcome:
             return self.model_step(models, member, obs, action)
 
-        def returns_fn(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
-            members = models.dynamics.members
-            return self._scenarios.returns(scenario_key, step, members, terminal_value, obs, actions)
+        def returns(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
+            return self._scenarios.returns(key, step, models.dynamics.members, terminal_value, obs, actions)
 
-        return self._planner(config).solve(sample_key, start, returns_fn)
+        return returns
 
     def model_step(
         self, models: Models, member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]
@@ -134,7 +141,8 @@ class Planner:
         }
         return Scenarios(objective.scenarios, objective.discount, risks[objective.risk])
 
-    def _planner(self, config: PlannerConfig) -> MPPI:
+    def mppi(self, config: PlannerConfig) -> MPPI:
+        """The planner that `config` asks for, under this configuration's objective."""
         objective = self.config.objective
         prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
         return MPPI(

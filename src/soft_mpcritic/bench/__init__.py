@@ -1,0 +1,1 @@
+"""Measurements that a user repeats on the machine at hand, one module a subject."""

@@ -1,0 +1,35 @@
+"""What a task tells beside its spaces, and the terms that tasks share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from soft_mpcritic.types import Reward, Termination
+
+Obs = Float[Array, "R S"]
+Action = Float[Array, "R A"]  # in the task's units
+PerRow = Float[Array, " R"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What is known of a task beside its spaces."""
+
+    reward: Reward
+    termination: Termination
+    env_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # for gymnasium.make
+    positions: tuple[int, ...] = ()  # components that only the reward needs: absolute positions along a track
+    total_steps: int = 100_000  # a training budget that suffices
+
+
+def never(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
+    """The task has no end of its own."""
+    return jnp.zeros_like(obs[:, 0])
+
+
+def squares(rows: Float[Array, "R _"]) -> PerRow:
+    """|x|^2 of every row x."""
+    return jnp.sum(rows**2, axis=-1)
