@@ -1,3 +1,4 @@
+import sys
 import warnings
 
 import gymnasium as gym
@@ -8,6 +9,7 @@ from gymnasium import spaces
 
 from soft_mpcritic import cli
 from soft_mpcritic.config import override, preset
+from soft_mpcritic.envs import registry
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 
 EVALUATIONS = "env_step,wall_seconds,episode,seed,return,length\n"
@@ -145,6 +147,17 @@ def test_an_environment_that_cannot_be_made_is_refused(refused):
         (["--seed", "x"], ("seed", "x")),
         (["--total-steps", "0"], ("total_steps", "got 0")),
         (["--total-steps", "-5"], ("total_steps", "got -5")),
+        (["--backend", "gpu"], ("backend", "host, device", "'gpu'")),
+        (["--matmul-precision", "low"], ("matmul_precision", "highest, high, default", "'low'")),
+        (["--num-envs", "0"], ("num_envs", "got 0")),
+        (["--num-seeds", "0"], ("num_seeds", "got 0")),
+        (["--num-seeds", "3"], ("num_seeds", "got 3", "--backend device")),
+        (["--backend", "device", "--seed", str(2**32 - 1), "--num-seeds", "2"], ("seed", "lie in")),
+        (
+            ["--backend", "device", "--num-seeds", "1000000000"],
+            ("num_seeds 1000000000", "GiB", "--num-seeds ", " fits"),
+        ),
+        (["--backend", "device", "--num-envs", "900000"], ("num_envs 900000", "GiB", "--num-envs ", " fits")),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -152,6 +165,30 @@ def test_an_environment_that_cannot_be_made_is_refused(refused):
 def test_settings_that_cannot_work_are_refused(refused, arguments, words, place):
     text = refused("train", PENDULUM, *place, *arguments)
     assert all(word in text for word in words), text
+
+
+def test_a_task_of_the_device_is_refused_on_the_host(refused):
+    assert "'CartPoleSwingUp' exists on the device only: add --backend device" in refused("train", "CartPoleSwingUp")
+
+
+def test_a_task_without_device_version_is_refused_with_those_that_have_one(refused, monkeypatch):
+    monkeypatch.setattr(registry, "DEVICE_TASKS", ("Hopper-v5", "CartPoleSwingUp"))
+    text = refused("train", PENDULUM, "--backend", "device")
+    assert f"'{PENDULUM}' has no device version: use one of Hopper-v5, CartPoleSwingUp, or --backend host" in text
+
+
+def test_mujoco_on_the_device_without_its_package_is_refused(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco.mjx", None)
+    monkeypatch.delattr("mujoco.mjx", raising=False)
+    text = refused("train", PENDULUM, "--backend", "device")
+    assert "need MJX" in text and "pip install 'soft-mpcritic[device]'" in text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "plot"])
+def test_a_folder_of_seeds_is_refused_with_their_names(refused, workplace, command):
+    for seed in (0, 1):
+        RunFolder(workplace / "seeds" / f"seed{seed}").create(SETTINGS)
+    assert "seeds holds a run per seed (seed0, seed1): name one of them" in refused(command, "seeds")
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["--seed", "1"]], ids=str)

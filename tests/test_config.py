@@ -64,6 +64,8 @@ REFUSED = [
     (TrainingConfig, "capacity", 0),
     (TrainingConfig, "num_envs", 0),
     (TrainingConfig, "vectorization", "threads"),
+    (TrainingConfig, "backend", "gpu"),
+    (TrainingConfig, "matmul_precision", "low"),
     (TrainingConfig, "explore", "greedy"),
     (TrainingConfig, "log_every", 0),
     (TrainingConfig, "evaluate_every", 0),

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.config import Config
 from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss
@@ -132,15 +132,37 @@ class Agent:
         return state, self.planner.to_env(state.pending.action), PlanningMetrics.of(result)
 
     def step(
-        self, state: AgentState, experience: Experience, updates: Int[Array, ""], explore: Explore
+        self,
+        state: AgentState,
+        experience: Experience,
+        updates: Int[Array, ""],
+        explore: Explore,
+        at_random: Bool[Array, ""] | None = None,
     ) -> tuple[AgentState, Array, Float[Array, " F"]]:
         """`planned_step`, then `learn`: for loops that run on the device as a whole.
 
-        Returns the next actions and the figures that `METRIC_NAMES` names, as one array.
+        With `at_random` true it acts at random instead of planning. Returns the next actions and the figures that
+        `METRIC_NAMES` names, as one array.
         """
-        state, action, planned = self.planned_step(state, experience, explore)
+        state = self.observe(state, experience)
+        state, planned = self._act_by_phase(state, explore, at_random)
         state, learned = self.learn(state, updates)
-        return state, action, jnp.stack([*learned, *planned])
+        return state, self.planner.to_env(state.pending.action), jnp.stack([*learned, *planned])
+
+    def _act_by_phase(
+        self, state: AgentState, explore: Explore, at_random: Bool[Array, ""] | None
+    ) -> tuple[AgentState, PlanningMetrics]:
+        def by_plan() -> tuple[Pending, PRNGKeyArray, PlanningMetrics]:
+            acted, result = self.act(state, explore)
+            return acted.pending, acted.key, PlanningMetrics.of(result)
+
+        def by_chance() -> tuple[Pending, PRNGKeyArray, PlanningMetrics]:
+            acted = self.act_randomly(state)
+            return acted.pending, acted.key, PlanningMetrics(*[jnp.zeros(())] * len(PlanningMetrics._fields))
+
+        # Both branches answer with the little that they change: the replay must not go through them.
+        pending, key, planned = by_plan() if at_random is None else jax.lax.cond(at_random, by_chance, by_plan)
+        return dataclasses.replace(state, pending=pending, key=key), planned
 
     def observe(self, state: AgentState, experience: Experience) -> AgentState:
         """Stores E transitions with their shifted plans; plans start anew where an episode ended."""

@@ -26,6 +26,17 @@ class Checkpoints:
         """Environment step of the newest checkpoint."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> set[int]:
+        """Environment steps of the checkpoints that are kept."""
+        return set(self._manager.all_steps())
+
+    def forget_after(self, step: int) -> None:
+        """Deletes the checkpoints of later environment steps."""
+        for later in sorted(self.steps):
+            if later > step:
+                self._manager.delete(later)
+
     def save(self, step: int, state: AgentState, progress: Mapping[str, Any]) -> None:
         """Writes the state and what the host knows beside it, under the number of the environment step."""
         if self.latest == step:
@@ -33,10 +44,10 @@ class Checkpoints:
         arrays = ocp.args.StandardSave(pack(state))
         self._manager.save(step, args=ocp.args.Composite(state=arrays, progress=ocp.args.JsonSave(dict(progress))))
 
-    def load(self, template: AgentState) -> tuple[AgentState, dict[str, Any]]:
-        """The newest checkpoint, in the shape of a freshly initialised state."""
+    def load(self, template: AgentState, step: int | None = None) -> tuple[AgentState, dict[str, Any]]:
+        """The checkpoint of `step`, or the newest, in the shape of a freshly initialised state."""
         parts = ocp.args.Composite(state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(self._manager.latest_step(), args=parts)
+        restored = self._manager.restore(self.latest if step is None else step, args=parts)
         return unpack(template, restored["state"]), restored["progress"]
 
     def close(self) -> None:

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
 
 from soft_mpcritic.bench.control import ControlArgs
 from soft_mpcritic.bench.planner import PlannerArgs
 from soft_mpcritic.bench.training import TrainingArgs
-from soft_mpcritic.config import PRESETS, Config, ConfigError, check, preset
+from soft_mpcritic.config import PRESETS, Config, ConfigError, check, override, preset
 from soft_mpcritic.console import Console
-from soft_mpcritic.envs import TASKS, BadObservationError, make_task
+from soft_mpcritic.device_training import prepare_seeds, seed_folders, train_on_device
+from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
 from soft_mpcritic.plotting import plot_runs
@@ -33,10 +35,10 @@ USER_CAN_MEND = 2
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """Train a controller on a Gymnasium task, into a run folder."""
+    """Train a controller on a task, into a run folder."""
 
     env_id: tyro.conf.Positional[str] = "InvertedDoublePendulum-v5"
-    """Gymnasium id of the task."""
+    """Id of the task: Gymnasium's, or CartPoleSwingUp on the device."""
     preset: str = "default"
     """Named settings to start from: default, paper or paper-uniform. Every setting below can be changed on top."""
     seed: int = 0
@@ -47,21 +49,43 @@ class TrainArgs:
     """Where everything is kept; by default a new folder under runs/."""
     resume: bool = False
     """Go on with the run in run_dir from its newest checkpoint, or start it if there is none."""
+    backend: str | None = None
+    """Short for training.backend: host, or device for environment and agent in one compiled loop."""
+    num_envs: int | None = None
+    """Short for training.num-envs: environments that are stepped together."""
+    num_seeds: int = 1
+    """Runs that are trained side by side on the device, from `seed` on: run_dir then holds seed0, seed1, .."""
+    matmul_precision: str | None = None
+    """Short for training.matmul-precision: highest is float32, high and default may be less on accelerators."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> None:
         """Trains, with live progress, and says where the results are."""
-        task = make_task(self.env_id)
+        config = self._laid_over()
+        task = make_task(self.env_id, config.training.backend)
         total = task.spec.total_steps if self.total_steps is None else self.total_steps
         check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
-        _check_seed(self.seed)
+        check(self.num_seeds >= 1, "num_seeds", "be >= 1", self.num_seeds, "1 is a single run")
+        _check_seed(self.seed + self.num_seeds - 1 if self.seed >= 0 else self.seed)
         check(not self.resume or self.run_dir is not None, "resume", "come with --run-dir", "none", "name the folder")
         folder = RunFolder(self.run_dir or _new_run_dir(self.env_id, self.preset, self.seed))
-        asked = RunSettings(self.env_id, self.preset, self.seed, total, self.config)
-        settings = prepare_run(folder, asked, self.resume)
-        with Console(settings, folder) as console:
-            summary = train(folder, settings, console)
+        asked = RunSettings(self.env_id, self.preset, self.seed, total, config)
+        if config.training.backend == "device":
+            runs = prepare_seeds(folder, asked, self.num_seeds, self.resume)
+            with Console(asked, folder, self.num_seeds) as console:
+                summary, *_ = train_on_device(folder, runs, console)
+        else:
+            several = "--backend device trains several at once"
+            check(self.num_seeds == 1, "num_seeds", "be 1 on the host", self.num_seeds, several)
+            settings = prepare_run(folder, asked, self.resume)
+            with Console(settings, folder) as console:
+                summary = train(folder, settings, console)
         console.report(summary)
+
+    def _laid_over(self) -> Config:
+        """The settings with the short options laid over them."""
+        short = {"backend": self.backend, "num_envs": self.num_envs, "matmul_precision": self.matmul_precision}
+        return override(self.config, {f"training.{name}": value for name, value in short.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -89,11 +113,14 @@ class EvaluateArgs:
         folder = RunFolder(self.run_dir)
         settings = folder.read_settings()
         agent, state = load_state(folder, settings)
-        evaluator = Evaluator(agent)
-        played = evaluator(state.models, self.episodes, self.seed)
-        evaluator.close()
-        if self.video is not None:
-            record_episode(agent, state.models, self.seed, self.video)
+        filmed = self.video is None or agent.task.has_gymnasium
+        check(filmed, "video", "be of a Gymnasium task", settings.env_id, "leave it out")
+        with jax.default_matmul_precision(settings.config.training.matmul_precision):
+            evaluator = Evaluator(agent)
+            played = evaluator(state.models, self.episodes, self.seed)
+            evaluator.close()
+            if self.video is not None:
+                record_episode(agent, state.models, self.seed, self.video)
         returns = [episode.ret for episode in played]
         record = {
             "run_dir": str(self.run_dir),
@@ -185,7 +212,8 @@ def _bench_command() -> Any:
 
 
 def _description() -> str:
-    return f"Learning model predictive controllers. Tasks: {', '.join(TASKS)}."
+    device = f"With --backend device: {', '.join(DEVICE_TASKS)}."
+    return f"Learning model predictive controllers. Tasks: {', '.join(TASKS)}. {device}"
 
 
 def _train_defaults(arguments: list[str]) -> TrainArgs:
@@ -197,10 +225,13 @@ def _train_defaults(arguments: list[str]) -> TrainArgs:
         given, _ = peek.parse_known_args(arguments)
     except argparse.ArgumentError:
         return TrainArgs()  # a flag without its value: the real parser says so
-    if given.resume and given.run_dir is not None and RunFolder(given.run_dir).exists:
-        stored = RunFolder(given.run_dir).read_settings()
+    present = seed_folders(RunFolder(given.run_dir)) if given.resume and given.run_dir is not None else []
+    if present:
+        stored = present[0].read_settings()
         config = stored.config if given.preset in (None, stored.preset) else preset(given.preset)
-        return TrainArgs(stored.env_id, stored.preset, stored.seed, stored.total_steps, config=config)
+        return TrainArgs(
+            stored.env_id, stored.preset, stored.seed, stored.total_steps, config=config, num_seeds=len(present)
+        )
     name = given.preset or "default"
     check(name in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", repr(name), "choose one of these")
     return dataclasses.replace(TrainArgs(), preset=name, config=preset(name))

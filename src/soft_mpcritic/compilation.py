@@ -13,7 +13,8 @@ COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 
 def jit(function: Callable[..., Any], **options: Any) -> Wrapped:
     """`jax.jit` with this library's compiler options; `options` are those of `jax.jit`."""
-    return jax.jit(function, compiler_options=COMPILER_OPTIONS, **options)
+    told = COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=told, **options)
 
 
 def jit_on_leaves(function: Callable[..., Any], structure: Any) -> Wrapped:

@@ -124,6 +124,8 @@ class TrainingConfig:
     evaluation_episodes: int = 10
     checkpoint_every: int = 5_000
     checkpoints_kept: int = 2
+    backend: Literal["host", "device"] = "host"  # step Gymnasium, or functions compiled with the agent into one loop?
+    matmul_precision: Literal["highest", "high", "default"] = "highest"  # of float32 products on accelerators
 
     def __post_init__(self) -> None:
         check_choices(self)

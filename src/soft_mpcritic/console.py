@@ -14,9 +14,11 @@ from soft_mpcritic.types import Episode
 class Console:
     """A progress bar with steps, return, speed and time left; plain lines where there is no terminal."""
 
-    def __init__(self, settings: RunSettings, folder: RunFolder) -> None:
+    def __init__(self, settings: RunSettings, folder: RunFolder, num_seeds: int = 1) -> None:
         self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._settings, self._folder = settings, folder
+        last = settings.seed + num_seeds - 1
+        self._seeds = f"seed {settings.seed}" if num_seeds == 1 else f"seeds {settings.seed} to {last}"
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -30,7 +32,7 @@ class Console:
         self._task = self._progress.add_task("compiling", total=settings.total_steps, speed="")
 
     def __enter__(self) -> "Console":
-        name = f"{self._settings.env_id}, preset {self._settings.preset}, seed {self._settings.seed}"
+        name = f"{self._settings.env_id}, preset {self._settings.preset}, {self._seeds}"
         self._console.print(f"training {name}, into {self._folder.path}")
         self._progress.start()
         return self

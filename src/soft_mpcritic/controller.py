@@ -84,6 +84,8 @@ def control_program(agent: Agent, models: Models, plants: int) -> ControlProgram
 
 def step_seconds(task: Task) -> float | None:
     """How much of the plant's time one action lasts; None where the task's simulator does not say."""
+    if not task.has_gymnasium:
+        return None
     env = task.make_env()
     try:
         seconds = getattr(env.unwrapped, "dt", None)

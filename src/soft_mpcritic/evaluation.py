@@ -7,7 +7,7 @@ import numpy as np
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.compilation import jit
-from soft_mpcritic.envs import EnvVector
+from soft_mpcritic.envs import Vector, make_vector
 from soft_mpcritic.planner import Models
 from soft_mpcritic.types import Episode
 
@@ -21,7 +21,7 @@ class Evaluator:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._control = jit(agent.planner.control)
-        self._vectors: dict[int, EnvVector] = {}
+        self._vectors: dict[int, Vector] = {}
 
     def __call__(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Episode]:
         """`episodes` full episodes; episode i starts from environment seed `seed + i`, whatever their number."""
@@ -33,7 +33,7 @@ class Evaluator:
 
     def _play(self, models: Models, seed: int, count: int) -> list[Episode]:
         if count not in self._vectors:
-            self._vectors[count] = EnvVector(self._agent.task, count)
+            self._vectors[count] = make_vector(self._agent.task, count)
         returns, lengths, running = np.zeros(count), np.zeros(count, int), np.ones(count, bool)
         for reward, done in controlled_steps(self._agent, self._control, models, self._vectors[count], seed):
             returns += reward * running
@@ -49,7 +49,7 @@ class Evaluator:
 
 
 def controlled_steps(
-    agent: Agent, control, models: Models, envs: EnvVector, seed: int
+    agent: Agent, control, models: Models, envs: Vector, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (rewards [E], done [E]) of one controlled step after another, without end; plans start anew with episodes.
 

@@ -76,6 +76,9 @@ class RunFolder:
     def read_settings(self) -> RunSettings:
         """What config.json says; raises `ConfigError` for a folder that is none, or of another format."""
         if not self.exists:
+            seeds = sorted(entry.parent.name for entry in self.path.glob("seed*/config.json"))
+            if seeds:
+                raise ConfigError(f"{self.path} holds a run per seed ({', '.join(seeds)}): name one of them.")
             raise ConfigError(f"{self.path} is not a run folder, it has no config.json: name a folder that train made.")
         record = self._read_record()
         if record.get("format") != FORMAT:

@@ -4,9 +4,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,34 +17,14 @@ from soft_mpcritic.compilation import jit, jit_on_leaves
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.envs import BadObservationError, EnvVector, make_task
 from soft_mpcritic.evaluation import Evaluator
-from soft_mpcritic.metrics import EpisodeTracker, MetricLog, MetricMeans
-from soft_mpcritic.plotting import plot_runs
+from soft_mpcritic.recording import Observer, RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings, check_resumable
-from soft_mpcritic.types import Episode, Experience
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Who watches a run: a console, say."""
-
-    def on_metrics(self, row: dict[str, Any]) -> None: ...
-
-    def on_evaluation(self, env_step: int, episodes: list[Episode]) -> None: ...
-
-
-@dataclass
-class Clock:
-    """Where a run is and what it has spent."""
-
-    env_step: int = 0
-    wall_seconds: float = 0.0  # everything, over all its processes
-    loop_seconds: float = 0.0  # stepping and learning since the last log point
-    loop_steps: int = 0
+from soft_mpcritic.types import Experience
 
 
 def prepare_run(folder: RunFolder, asked: RunSettings, resume: bool) -> RunSettings:
     """The settings to run with; makes the folder or checks that the stored run can go on. Raises `ConfigError`."""
-    make_task(asked.env_id)
+    make_task(asked.env_id, asked.config.training.backend)
     if not folder.exists:
         folder.create(asked)
         return asked
@@ -62,47 +41,44 @@ def train(folder: RunFolder, settings: RunSettings, observer: Observer) -> dict[
     A folder with a checkpoint goes on from it, as if never stopped. Raises `BadObservationError` when the environment
     answers with numbers that are not finite, after a checkpoint.
     """
-    run = Run(folder, settings, observer)
-    try:
-        with stop_requests() as stop_requested:
-            run.go(stop_requested)
-        return run.finish()
-    finally:
-        run.close()
+    with jax.default_matmul_precision(settings.config.training.matmul_precision):
+        run = Run(folder, settings, observer)
+        try:
+            with stop_requests() as stop_requested:
+                run.go(stop_requested)
+            return run.finish()
+        finally:
+            run.close()
 
 
 class Run:
-    """One training process: device state, environments, logs and clock."""
+    """One training process: device state, environments and the record of both."""
 
     def __init__(self, folder: RunFolder, settings: RunSettings, observer: Observer) -> None:
-        self._started = time.perf_counter()
-        self._folder, self._settings, self._observer = folder, settings, observer
+        self._settings, self._observer = settings, observer
+        self._record = RunRecord(folder, settings)
+        self._schedule = Schedule(settings.config.training, settings.total_steps)
         training = settings.config.training
-        self._training = training
         self._agent = Agent(make_task(settings.env_id), settings.config)
         self._envs = EnvVector(self._agent.task, training.num_envs, training.vectorization)
         self._evaluator = Evaluator(self._agent)
-        self._episodes, self._means = EpisodeTracker(training.num_envs), MetricMeans()
-        self._clock = Clock()
-        self._last_evaluation: list[Episode] = []
 
         agent = self._agent
         self._begin = jit(agent.begin, donate_argnums=0)
-        self._checkpoints = Checkpoints(folder, training.checkpoints_kept)
-        resumed_at = self._checkpoints.latest
+        resumed_at = self._record.checkpoints.latest
         state = jit(agent.init)(jax.random.key(settings.seed))
-        state, self._action = self._resume(state) if resumed_at is not None else self._start(state)
+        state, self._action = self._start(state) if resumed_at is None else self._resume(state, resumed_at)
         self._leaves, self._structure = jax.tree.flatten(state)
         self._random_step = jit_on_leaves(agent.random_step, self._structure)
         self._planned_step = jit_on_leaves(partial(agent.planned_step, explore=training.explore), self._structure)
         self._learn = jit_on_leaves(agent.learn, self._structure)
-        self._log = MetricLog(folder, -1 if resumed_at is None else resumed_at)
+        self._record.open(resumed_at)
 
     # ------------------------------------------------------------------- loop
 
     def go(self, stop_requested: Callable[[], bool]) -> None:
         """Steps until done or asked to stop."""
-        while self._clock.env_step < self._settings.total_steps and not stop_requested():
+        while not self._schedule.ends(self._env_step) and not stop_requested():
             self._advance()
             self._report()
 
@@ -114,17 +90,14 @@ class Run:
         """
         started = time.perf_counter()
         experience = self._step_environments(np.asarray(self._action))
-        self._episodes.add(experience.reward, experience.done)
-        self._clock.env_step += self._envs.num_envs
-        updates = self._updates_due()
+        updates = self._schedule.updates(self._record.add_step(experience.reward, experience.done))
         if updates is None:
             self._leaves, self._action = self._random_step(self._leaves, experience)
         else:
             self._leaves, self._action, planned = self._planned_step(self._leaves, experience)
-            self._leaves, learned = self._learn(self._leaves, updates)
-            self._means.add(learned, planned)
-        self._clock.loop_seconds += time.perf_counter() - started
-        self._clock.loop_steps += self._envs.num_envs
+            self._leaves, learned = self._learn(self._leaves, np.int32(updates))
+            self._record.means.add(learned, planned)
+        self._record.add_time(time.perf_counter() - started, self._envs.num_envs)
 
     def _step_environments(self, action: np.ndarray) -> Experience:
         """A checkpoint is kept whatever goes wrong in an environment."""
@@ -132,132 +105,63 @@ class Run:
             return self._envs.step(action)
         except BadObservationError as error:
             self._checkpoint()
-            raise BadObservationError(f"{error}, at environment step {self._clock.env_step + 1}") from error
+            raise BadObservationError(f"{error}, at environment step {self._env_step + 1}") from error
         except Exception:
             self._checkpoint()
             raise
 
-    def _updates_due(self) -> np.int32 | None:
-        """None in the seed phase; all of the pretraining on its last step; then the usual number."""
-        step, training = self._clock.env_step, self._training
-        if step < training.seed_steps:
-            return None
-        first = step - self._envs.num_envs < training.seed_steps
-        return np.int32(training.pretrain_updates if first else training.updates_per_step * training.num_envs)
-
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""
-        last = self._clock.env_step >= self._settings.total_steps
-        if self._due(self._training.log_every) or last:
-            self._write_metrics()
-        if self._due(self._training.evaluate_every) or last:
-            self._evaluate()
-        if self._due(self._training.checkpoint_every) or last:
+        step = self._env_step
+        if self._schedule.logs(step):
+            self._observer.on_metrics(self._record.write_metrics(int(self._state.updates)))
+        if self._schedule.evaluates(step):
+            played = self._evaluator(self._state.models, self._settings.config.training.evaluation_episodes)
+            self._record.write_evaluation(played)
+            self._observer.on_evaluation(step, played)
+        if self._schedule.checkpoints(step):
             self._checkpoint()
 
-    def _due(self, every: int) -> bool:
-        step = self._clock.env_step
-        return step // every > (step - self._envs.num_envs) // every
-
-    # ----------------------------------------------------------- what falls due
-
-    def _write_metrics(self) -> None:
-        clock = self._clock
-        mean_return, mean_length = self._episodes.recent_means
-        row = {
-            "env_step": clock.env_step,
-            "wall_seconds": round(self._wall_seconds(), 3),
-            "steps_per_second": round(clock.loop_steps / max(clock.loop_seconds, 1e-9), 2),
-            "updates": int(self._state.updates),
-            "episodes": self._episodes.episodes,
-            "train_return": mean_return,
-            "train_length": mean_length,
-            **self._means.take(),
-        }
-        clock.loop_seconds, clock.loop_steps = 0.0, 0
-        self._log.write_metrics(row)
-        self._observer.on_metrics(row)
-
-    def _evaluate(self) -> None:
-        self._last_evaluation = self._evaluator(self._state.models, self._training.evaluation_episodes)
-        self._log.write_evaluation(self._clock.env_step, self._wall_seconds(), self._last_evaluation)
-        self._observer.on_evaluation(self._clock.env_step, self._last_evaluation)
-
     def _checkpoint(self) -> None:
-        progress = {
-            "env_step": self._clock.env_step,
-            "wall_seconds": self._wall_seconds(),
-            "loop_seconds": self._clock.loop_seconds,
-            "loop_steps": self._clock.loop_steps,
-            "episodes": self._episodes.to_json(),
-            "means": self._means.to_json(),
-            "environments": self._envs.snapshot(),
-            "action": np.asarray(self._action).tolist(),  # to the bit: computed anew it may round differently
-            "last_evaluation": [list(episode) for episode in self._last_evaluation],
-        }
-        self._checkpoints.save(self._clock.env_step, self._state, progress)
+        self._record.checkpoint(self._state, self._envs.snapshot(), self._action)
 
     # ------------------------------------------------------------ start and end
 
     def _start(self, state: AgentState) -> tuple[AgentState, jax.Array]:
         return self._begin(state, self._envs.reset(self._settings.seed))
 
-    def _resume(self, template: AgentState) -> tuple[AgentState, jax.Array]:
+    def _resume(self, template: AgentState, step: int) -> tuple[AgentState, jax.Array]:
         """State, counters and environments as they were; environments that cannot be relived start new episodes."""
-        state, progress = self._checkpoints.load(template)
-        self._clock = Clock(
-            progress["env_step"], progress["wall_seconds"], progress["loop_seconds"], progress["loop_steps"]
-        )
-        self._episodes.load(progress["episodes"])
-        self._means.load(progress["means"])
-        self._last_evaluation = [Episode(*values) for values in progress["last_evaluation"]]
+        state, progress = self._record.load(template, step)
         obs = self._envs.restore(progress["environments"])
         if np.array_equal(obs, state.pending.obs):
             return state, jnp.asarray(progress["action"], jnp.float32)
-        self._episodes.restart()
-        fresh = self._envs.reset(self._settings.seed + self._clock.env_step)
+        self._record.restart_episodes()
+        fresh = self._envs.reset(self._settings.seed + self._env_step)
         return self._begin(state, fresh)
 
     def finish(self) -> dict[str, Any]:
         """Last checkpoint, learning curve and summary."""
         self._checkpoint()
-        returns = [episode.ret for episode in self._last_evaluation]
-        finished = self._clock.env_step >= self._settings.total_steps
-        summary = {
-            "status": "finished" if finished else "interrupted",
-            "env_id": self._settings.env_id,
-            "preset": self._settings.preset,
-            "seed": self._settings.seed,
-            "env_step": self._clock.env_step,
-            "updates": int(self._state.updates),
-            "wall_seconds": round(self._wall_seconds(), 3),
-            "evaluation_episodes": len(returns),
-            "evaluation_return_mean": float(np.mean(returns)) if returns else None,
-            "evaluation_return_min": min(returns, default=None),
-            "evaluation_return_max": max(returns, default=None),
-        }
-        self._folder.write_summary(summary)
-        if returns:
-            plot_runs([self._folder], self._folder.curve)
-        return summary
+        return self._record.finish(int(self._state.updates))
 
     def close(self) -> None:
         self._envs.close()
         self._evaluator.close()
-        self._checkpoints.close()
-        self._log.close()
+        self._record.close()
+
+    @property
+    def _env_step(self) -> int:
+        return self._record.clock.env_step
 
     @property
     def _state(self) -> AgentState:
         return jax.tree.unflatten(self._structure, self._leaves)
 
-    def _wall_seconds(self) -> float:
-        return self._clock.wall_seconds + time.perf_counter() - self._started
-
 
 def load_state(folder: RunFolder, settings: RunSettings) -> tuple[Agent, AgentState]:
     """The agent of a run folder as its newest checkpoint has it; raises `ConfigError` where there is none."""
-    agent = Agent(make_task(settings.env_id), settings.config)
+    agent = Agent(make_task(settings.env_id, settings.config.training.backend), settings.config)
     if not folder.has_checkpoints:
         raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
     checkpoints = Checkpoints(folder, settings.config.training.checkpoints_kept)

@@ -12,7 +12,7 @@ import tyro
 
 from soft_mpcritic.config import check
 from soft_mpcritic.controller import Controller, step_seconds
-from soft_mpcritic.envs import EnvVector
+from soft_mpcritic.envs import Vector, make_vector
 from soft_mpcritic.evaluation import EVALUATION_SEED
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
@@ -54,7 +54,7 @@ def bench_control(
     check(period is not None, "rate", f"be given for {agent.task.env_id}", None, "its simulator tells none, try 100")
     assert period is not None
     controller = Controller.of(agent, state.models, plants, deadline=period, seed=seed)
-    envs = EnvVector(agent.task, plants)
+    envs = make_vector(agent.task, plants)
     try:
         played = _play(controller, envs, period, max(round(seconds / period), 1), seed)
     finally:
@@ -77,7 +77,7 @@ def bench_control(
     }
 
 
-def _play(controller: Controller, envs: EnvVector, period: float, steps: int, seed: int) -> dict[str, Any]:
+def _play(controller: Controller, envs: Vector, period: float, steps: int, seed: int) -> dict[str, Any]:
     """One tick after another, each begun when it is due; a tick that is begun late does not delay the later ones."""
     obs = envs.reset(seed)
     returns, terminations = np.zeros(envs.num_envs), 0

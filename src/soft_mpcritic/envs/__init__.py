@@ -1,6 +1,20 @@
-"""The edge to Gymnasium: tasks with their known rewards, and vectors of environments."""
+"""The edge to Gymnasium: tasks with their known rewards, vectors of environments, and their versions on the device."""
 
+from soft_mpcritic.envs.device import DEVICE_TASKS, DeviceEnv, DeviceVector, VectorState, make_device_env
 from soft_mpcritic.envs.registry import TASKS, Task, make_task
-from soft_mpcritic.envs.vector import BadObservationError, EnvVector
+from soft_mpcritic.envs.vector import BadObservationError, EnvVector, Vector, make_vector
 
-__all__ = ["TASKS", "BadObservationError", "EnvVector", "Task", "make_task"]
+__all__ = [
+    "DEVICE_TASKS",
+    "TASKS",
+    "BadObservationError",
+    "DeviceEnv",
+    "DeviceVector",
+    "EnvVector",
+    "Task",
+    "Vector",
+    "VectorState",
+    "make_device_env",
+    "make_task",
+    "make_vector",
+]

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 
 from soft_mpcritic.config import ConfigError
+from soft_mpcritic.envs.device import DEVICE_TASKS, OWN_TASKS
 from soft_mpcritic.envs.tasks import TASKS, TaskSpec
 
 
@@ -27,14 +28,24 @@ class Task:
     def action_size(self) -> int:
         return len(self.action_low)
 
+    @property
+    def has_gymnasium(self) -> bool:
+        return self.env_id not in OWN_TASKS
+
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment of this task; `options` go to `gymnasium.make`."""
         return gym.make(self.env_id, disable_env_checker=True, **{**self.spec.env_options, **options})
 
 
-def make_task(env_id: str) -> Task:
+def make_task(env_id: str, backend: str = "host") -> Task:
     """Looks the task up and checks its spaces; raises `ConfigError` in one line for whatever does not fit."""
+    if env_id in OWN_TASKS:
+        return _own_task(env_id, backend)
     _check_known(env_id)
+    if backend == "device" and env_id not in DEVICE_TASKS:
+        raise ConfigError(
+            f"environment {env_id!r} has no device version: use one of {', '.join(DEVICE_TASKS)}, or --backend host."
+        )
     spec = TASKS[env_id]
     env = gym.make(env_id, disable_env_checker=True, **spec.env_options)
     try:
@@ -44,6 +55,13 @@ def make_task(env_id: str) -> Task:
         env.close()
     low, high = action_space.low.astype(float), action_space.high.astype(float)
     return Task(env_id, obs_space.shape[0], tuple(low.tolist()), tuple(high.tolist()), spec)
+
+
+def _own_task(env_id: str, backend: str) -> Task:
+    if backend != "device":
+        raise ConfigError(f"environment {env_id!r} exists on the device only: add --backend device.")
+    own = OWN_TASKS[env_id]
+    return Task(env_id, own.obs_size, (-1.0,) * own.action_size, (1.0,) * own.action_size, own.spec)
 
 
 def _check_known(env_id: str) -> None:

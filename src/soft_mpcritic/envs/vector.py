@@ -1,14 +1,28 @@
 """Vectors of Gymnasium environments, stepped by host code, that can be put back where they were."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from soft_mpcritic.envs.device import HostedVector, make_device_env
 from soft_mpcritic.envs.registry import Task
 from soft_mpcritic.types import Experience
+
+
+@runtime_checkable
+class Vector(Protocol):
+    """E environments of one task, stepped from the host."""
+
+    num_envs: int
+
+    def reset(self, seed: int | Sequence[int]) -> np.ndarray: ...
+
+    def step(self, actions: np.ndarray) -> Experience: ...
+
+    def close(self) -> None: ...
 
 
 class BadObservationError(RuntimeError):
@@ -101,6 +115,11 @@ class EnvVector:
 
     def close(self) -> None:
         self._envs.close()
+
+
+def make_vector(task: Task, num_envs: int) -> Vector:
+    """Gymnasium's environments, or for a task that it does not have the device's."""
+    return EnvVector(task, num_envs) if task.has_gymnasium else HostedVector(make_device_env(task.env_id), num_envs)
 
 
 def _finite(values: np.ndarray, what: str) -> np.ndarray:

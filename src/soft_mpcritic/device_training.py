@@ -1,0 +1,300 @@
+"""The device loop: environments and agents of M seeds in one compiled loop, the host for what falls due in between."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from soft_mpcritic.agent import METRIC_NAMES, Agent, AgentState, LearningMetrics
+from soft_mpcritic.compilation import jit
+from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.envs import BadObservationError, DeviceVector, VectorState, make_device_env, make_task
+from soft_mpcritic.evaluation import Evaluator
+from soft_mpcritic.memory import Footprint, available_memory
+from soft_mpcritic.plotting import plot_runs
+from soft_mpcritic.recording import Observer, RunRecord, Schedule
+from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.training import prepare_run, stop_requests
+from soft_mpcritic.types import AnyArray
+
+LONGEST_CHUNK = 1000  # steps between two looks at the host, at most
+LEARNING_FIGURES = len(LearningMetrics._fields)
+
+
+class LoopState(NamedTuple):
+    """Everything that one seed's loop changes."""
+
+    envs: VectorState
+    agent: AgentState
+    action: Float[Array, "E A"]  # to be taken next, in the task's units
+
+
+class Rows(NamedTuple):
+    """What L steps leave for the host; on it, with a leading axis of seeds."""
+
+    reward: Float[AnyArray, "L E"]
+    done: Bool[AnyArray, "L E"]
+    finite: Bool[AnyArray, "L E"]
+    figures: Float[AnyArray, "L F"]  # in the order of METRIC_NAMES
+
+
+@dataclass(frozen=True)
+class DeviceLoop:
+    """One seed's loop as pure functions; vmap makes M of them."""
+
+    agent: Agent
+    envs: DeviceVector
+    length: int  # L, the most steps of one call
+
+    def init(self, key: PRNGKeyArray) -> LoopState:
+        """Fresh networks and environments, and first actions."""
+        envs, obs = self.envs.reset(jax.random.fold_in(key, 1))
+        agent, action = self.agent.begin(self.agent.init(key), obs)
+        return LoopState(envs, agent, action)
+
+    def play(
+        self, state: LoopState, count: Int[Array, ""], at_random: Bool[Array, " L"], updates: Int[Array, " L"]
+    ) -> tuple[LoopState, Rows]:
+        """`count` steps of all environments, any number up to L with one compilation; the rest of the rows is empty.
+
+        Step i acts at random where `at_random[i]`, and is followed by `updates[i]` gradient updates. Under vmap over
+        seeds these are not to be mapped: the loop and its branches then stay what they are.
+        """
+        explore = self.agent.config.training.explore
+
+        def advance(i: Array, carry: tuple[LoopState, Rows]) -> tuple[LoopState, Rows]:
+            state, rows = carry
+            envs, experience = self.envs.step(state.envs, state.action)
+            agent, action, figures = self.agent.step(state.agent, experience, updates[i], explore, at_random[i])
+            ends = jnp.concatenate([experience.next_obs, experience.start_obs, experience.reward[:, None]], axis=-1)
+            row = Rows(experience.reward, experience.done, jnp.all(jnp.isfinite(ends), axis=-1), figures)
+            rows = jax.tree.map(lambda column, value: column.at[i].set(value), rows, row)
+            return LoopState(envs, agent, action), rows
+
+        shape = (self.length, self.envs.num_envs)
+        falses = jnp.zeros(shape, bool)
+        empty = Rows(jnp.zeros(shape), falses, falses, jnp.zeros((self.length, len(METRIC_NAMES))))
+        return jax.lax.fori_loop(0, count, advance, (state, empty))
+
+
+# ----------------------------------------------------------------- folders
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One seed's folder and settings."""
+
+    folder: RunFolder
+    settings: RunSettings
+
+
+def seed_folders(folder: RunFolder) -> list[RunFolder]:
+    """The runs in a folder: itself, or those of its seeds in order; none where nothing was trained."""
+    if folder.exists or not folder.path.is_dir():
+        return [folder] if folder.exists else []
+    named = ((entry.name.removeprefix("seed"), RunFolder(entry)) for entry in folder.path.glob("seed*"))
+    return [run for _, run in sorted((int(seed), run) for seed, run in named if seed.isdigit() and run.exists)]
+
+
+def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume: bool) -> list[SeedRun]:
+    """One run per seed from `asked.seed` on: in `folder` itself for one, else in its seed0, seed1, ..
+
+    Raises `ConfigError` where folders or memory do not allow it, before anything is written.
+    """
+    task, config = make_task(asked.env_id, "device"), fitted(asked.config, asked.total_steps)
+    Footprint(task, config, make_device_env(asked.env_id)).check(num_seeds, *available_memory())
+    seeds = range(asked.seed, asked.seed + num_seeds)
+    folders = [folder] if num_seeds == 1 else [RunFolder(folder.path / f"seed{seed}") for seed in seeds]
+    present = seed_folders(folder)
+    if present and not resume:
+        raise ConfigError(f"run folder {folder.path} already holds a run: add --resume, or choose another --run-dir.")
+    if present and [run.path for run in present] != [run.path for run in folders]:
+        raise ConfigError(
+            f"run folder {folder.path} holds {len(present)} seeds from {present[0].read_settings().seed} on, got "
+            f"{num_seeds} from {asked.seed} on: leave --seed and --num-seeds out on resume."
+        )
+    runs = [SeedRun(run, dataclasses.replace(asked, seed=seed)) for run, seed in zip(folders, seeds, strict=True)]
+    return [SeedRun(run.folder, prepare_run(run.folder, run.settings, resume)) for run in runs]
+
+
+def fitted(config: Config, steps: int) -> Config:
+    """`config` with a replay no larger than `steps` environment steps can fill, so that many seeds fit.
+
+    One vector of steps more is kept, so that such a replay never wraps around: a longer run can go on from it.
+    """
+    training = config.training
+    capacity = min(training.capacity, steps + training.num_envs)
+    return dataclasses.replace(config, training=dataclasses.replace(training, capacity=capacity))
+
+
+# -------------------------------------------------------------------- runs
+
+
+def train_on_device(folder: RunFolder, runs: Sequence[SeedRun], observer: Observer) -> list[dict[str, Any]]:
+    """Trains all seeds to `total_steps` or a request to stop; returns their summaries.
+
+    Folders with checkpoints go on from the newest that all have. Raises `BadObservationError` when an environment
+    answers with numbers that are not finite; the checkpoints before it stand.
+    """
+    with jax.default_matmul_precision(runs[0].settings.config.training.matmul_precision):
+        run = DeviceRun(runs, observer)
+        try:
+            with stop_requests() as stop_requested:
+                run.go(stop_requested)
+            summaries = run.finish()
+        finally:
+            run.close()
+    if len(runs) > 1 and all(summary["evaluation_episodes"] for summary in summaries):
+        plot_runs([run.folder for run in runs], folder.curve)
+    return summaries
+
+
+class DeviceRun:
+    """One training process: the states of all seeds on the device, and a record of each."""
+
+    def __init__(self, runs: Sequence[SeedRun], observer: Observer) -> None:
+        self._runs, self._observer = runs, observer
+        settings = runs[0].settings
+        self._training = settings.config.training
+        self._schedule = Schedule(self._training, settings.total_steps)
+        self._records = [RunRecord(run.folder, run.settings, min(len(runs), 2)) for run in runs]
+        resumed_at = self._common_step()
+
+        config = fitted(settings.config, max(settings.total_steps, resumed_at or 0))
+        agent = Agent(make_task(settings.env_id, "device"), config)
+        envs = DeviceVector(make_device_env(settings.env_id), self._training.num_envs)
+        length = min(-(-self._training.log_every // envs.num_envs), LONGEST_CHUNK)
+        self._loop = DeviceLoop(agent, envs, length)
+        self._evaluator = Evaluator(agent)
+        self.play = jit(jax.vmap(self._loop.play, in_axes=(0, None, None, None)), donate_argnums=0)
+        self._take = jit(lambda states, seed: jax.tree.map(lambda leaf: leaf[seed], states))
+        keys = jnp.stack([jax.random.key(run.settings.seed) for run in runs])
+        self._states: LoopState = jit(jax.vmap(self._loop.init))(keys)
+        if resumed_at is not None:
+            self._resume(resumed_at)
+        for record in self._records:
+            record.open(resumed_at)
+
+    # ------------------------------------------------------------------- loop
+
+    def go(self, stop_requested: Callable[[], bool]) -> None:
+        """Plays chunk after chunk until done or asked to stop."""
+        while not self._schedule.ends(self._env_step) and not stop_requested():
+            self._advance()
+            self._report()
+
+    def _advance(self) -> None:
+        """One compiled chunk: all steps to the next that something falls due at."""
+        started = time.perf_counter()
+        due = self._updates_due()
+        padded = due + [0] * (self._loop.length - len(due))
+        at_random = np.array([updates is None for updates in padded])
+        updates = np.array([updates or 0 for updates in padded], np.int32)
+        self._states, rows = self.play(self._states, np.int32(len(due)), at_random, updates)
+        rows = Rows(*(np.asarray(column)[:, : len(due)] for column in rows))
+        self._check_finite(np.asarray(rows.finite))
+        for seed, record in enumerate(self._records):
+            for step, updates_done in enumerate(due):
+                record.add_step(rows.reward[seed, step], rows.done[seed, step])
+                if updates_done is not None:
+                    record.means.add(*np.split(rows.figures[seed, step], [LEARNING_FIGURES]))
+            record.add_time(time.perf_counter() - started, len(due) * self._training.num_envs)
+
+    def _updates_due(self) -> list[int | None]:
+        """Updates after each step of the next chunk; None where it acts at random."""
+        due: list[int | None] = []
+        step = self._env_step
+        while len(due) < self._loop.length:
+            step += self._training.num_envs
+            due.append(self._schedule.updates(step))
+            if self._schedule.anything(step):
+                break
+        return due
+
+    def _check_finite(self, finite: np.ndarray) -> None:
+        if finite.all():
+            return
+        step, seed, env = min((step, seed, env) for seed, step, env in np.argwhere(~finite).tolist())
+        raise BadObservationError(
+            f"observation or reward of environment {env} of seed {self._runs[seed].settings.seed} is not finite, "
+            f"at environment step {self._env_step + (step + 1) * self._training.num_envs}: the last checkpoint stands"
+        )
+
+    def _report(self) -> None:
+        """Whatever falls due at this step: log, evaluation, checkpoint."""
+        step = self._env_step
+        if self._schedule.logs(step):
+            self._log()
+        if self._schedule.evaluates(step):
+            self._evaluate()
+        if self._schedule.checkpoints(step):
+            self._checkpoint()
+
+    def _log(self) -> None:
+        """A row for each seed; who watches sees the means over seeds."""
+        updates = np.asarray(self._states.agent.updates)
+        rows = [record.write_metrics(int(updates[seed])) for seed, record in enumerate(self._records)]
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        self._observer.on_metrics({**means, "env_step": self._env_step})
+
+    def _evaluate(self) -> None:
+        everything = []
+        for seed, record in enumerate(self._records):
+            models = self._take(self._states.agent.models, seed)
+            played = self._evaluator(models, self._training.evaluation_episodes)
+            record.write_evaluation(played)
+            everything += played
+        self._observer.on_evaluation(self._env_step, everything)
+
+    def _checkpoint(self) -> None:
+        for seed, record in enumerate(self._records):
+            state = self._take(self._states, seed)
+            record.checkpoint(state.agent, self._loop.envs.snapshot(state.envs), state.action)
+
+    # ------------------------------------------------------------ start and end
+
+    def _common_step(self) -> int | None:
+        """The newest checkpoint that all seeds have: a run may be killed while it writes them. Later ones go."""
+        kept = [record.checkpoints.steps for record in self._records]
+        common = set.intersection(*kept)
+        if not common and any(kept):
+            told = "; ".join(
+                f"seed {run.settings.seed}: {', '.join(map(str, sorted(steps))) or 'none'}"
+                for run, steps in zip(self._runs, kept, strict=True)
+            )
+            raise ConfigError(f"the seeds have no checkpoint in common ({told}): resume each folder alone.")
+        if not common:
+            return None
+        for record in self._records:
+            record.checkpoints.forget_after(max(common))
+        return max(common)
+
+    def _resume(self, step: int) -> None:
+        """States, counters and environments as they were; one seed after another, to spare memory."""
+        put = jit(lambda states, seed, one: jax.tree.map(lambda a, b: a.at[seed].set(b), states, one), donate_argnums=0)
+        for seed, record in enumerate(self._records):
+            agent, progress = record.load(self._take(self._states.agent, seed), step)
+            envs = self._loop.envs.restore(progress["environments"])
+            action = jnp.asarray(progress["action"], jnp.float32)
+            self._states = put(self._states, seed, LoopState(envs, agent, action))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Last checkpoints, learning curves and summaries."""
+        self._checkpoint()
+        updates = np.asarray(self._states.agent.updates)
+        return [record.finish(int(updates[seed])) for seed, record in enumerate(self._records)]
+
+    def close(self) -> None:
+        self._evaluator.close()
+        for record in self._records:
+            record.close()
+
+    @property
+    def _env_step(self) -> int:
+        return self._records[0].clock.env_step

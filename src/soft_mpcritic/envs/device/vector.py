@@ -1,0 +1,123 @@
+"""Environments as pure functions, and E of them at once with time limits and new episodes."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from soft_mpcritic.types import Experience
+
+
+class Outcome(NamedTuple):
+    """What one step of one environment leads to; `state` is any pytree."""
+
+    state: Any
+    obs: Float[Array, " S"]
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+
+
+@runtime_checkable
+class DeviceEnv(Protocol):
+    """One environment as two pure functions. Time limits are not its business."""
+
+    @property
+    def max_steps(self) -> int:
+        """Length at which an episode is truncated."""
+        ...
+
+    @property
+    def step_bytes(self) -> int:
+        """Memory that a step takes beside the state, about."""
+        ...
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Float[Array, " S"]]:
+        """A first state and its observation."""
+        ...
+
+    def step(self, state: Any, action: Float[Array, " A"]) -> Outcome:
+        """One step with an action in the task's units."""
+        ...
+
+
+class VectorState(eqx.Module):
+    """Where E environments are."""
+
+    envs: Any  # their states, with a leading axis E
+    time: Int[Array, " E"]  # steps in the running episodes
+    key: PRNGKeyArray  # of the episodes to come
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceVector:
+    """E copies of one environment, for compiled loops. Episodes that end start anew within the same step."""
+
+    env: DeviceEnv
+    num_envs: int = 1
+
+    def reset(self, key: PRNGKeyArray) -> tuple[VectorState, Float[Array, "E S"]]:
+        """First states and observations."""
+        key, reset_key = jax.random.split(key)
+        envs, obs = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.num_envs))
+        return VectorState(envs, jnp.zeros(self.num_envs, jnp.int32), key), obs
+
+    def step(self, state: VectorState, actions: Float[Array, "E A"]) -> tuple[VectorState, Experience]:
+        """Steps all by actions in the task's units; a time limit ends an episode but is no termination."""
+        outcome = jax.vmap(self.env.step)(state.envs, actions)
+        time = state.time + 1
+        done = outcome.terminated | (time >= self.env.max_steps)
+        key, reset_key = jax.random.split(state.key)
+        fresh = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.num_envs))
+        envs, start_obs = jax.tree.map(
+            lambda new, old: jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old),
+            fresh,
+            (outcome.state, outcome.obs),
+        )
+        state = VectorState(envs, jnp.where(done, 0, time), key)
+        return state, Experience(outcome.reward, outcome.obs, outcome.terminated, done, start_obs)
+
+    def snapshot(self, state: VectorState) -> list[Any]:
+        """JSON-ready: all that `restore` needs, to the bit."""
+        plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+        return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(plain)]
+
+    def restore(self, snapshot: Sequence[Any]) -> VectorState:
+        """The state of a snapshot."""
+        shapes, structure = jax.tree.flatten(jax.eval_shape(self.reset, jax.random.key(0))[0])
+        *values, key = snapshot  # the key is the last leaf
+        arrays = [jnp.asarray(value, shape.dtype) for value, shape in zip(values, shapes[:-1], strict=True)]
+        return jax.tree.unflatten(structure, [*arrays, jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32))])
+
+
+class HostedVector:
+    """E device environments that are stepped from the host, as `EnvVector` is."""
+
+    def __init__(self, env: DeviceEnv, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self._vector = DeviceVector(env, num_envs)
+        self._step = jax.jit(self._vector.step)
+
+    def reset(self, seed: int | Sequence[int]) -> np.ndarray:
+        """First observations [E, S]; environment e gets seed + e, or the e-th of a list."""
+        seeds = [seed + e for e in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+        envs, obs = self._reset(jnp.stack([jax.random.key(s) for s in seeds]))
+        self._state = VectorState(envs, jnp.zeros(self.num_envs, jnp.int32), jax.random.key(seeds[0]))
+        return np.asarray(obs)
+
+    def step(self, actions: np.ndarray) -> Experience:
+        """Steps all by actions [E, A] in the task's units."""
+        self._state, experience = self._step(self._state, jnp.asarray(actions))
+        return Experience(*(np.asarray(part) for part in experience))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    @cached_property
+    def _reset(self) -> Any:
+        return jax.jit(jax.vmap(self._vector.env.reset))

@@ -1,0 +1,190 @@
+"""What a run writes down, whichever loop runs it: when things fall due, rows, checkpoints and the summary."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from soft_mpcritic.agent import AgentState
+from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.config import TrainingConfig
+from soft_mpcritic.metrics import EpisodeTracker, MetricLog, MetricMeans
+from soft_mpcritic.plotting import plot_runs
+from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.types import AnyArray, Episode
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Who watches a run: a console, say."""
+
+    def on_metrics(self, row: dict[str, Any]) -> None: ...
+
+    def on_evaluation(self, env_step: int, episodes: list[Episode]) -> None: ...
+
+
+@dataclass
+class Clock:
+    """Where a run is and what it has spent."""
+
+    env_step: int = 0
+    wall_seconds: float = 0.0  # everything, over all its processes
+    loop_seconds: float = 0.0  # stepping and learning since the last log point
+    loop_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What falls due at an environment step; E are made at a time."""
+
+    training: TrainingConfig
+    total_steps: int
+
+    def ends(self, step: int) -> bool:
+        return step >= self.total_steps
+
+    def logs(self, step: int) -> bool:
+        return self._due(step, self.training.log_every)
+
+    def evaluates(self, step: int) -> bool:
+        return self._due(step, self.training.evaluate_every)
+
+    def checkpoints(self, step: int) -> bool:
+        return self._due(step, self.training.checkpoint_every)
+
+    def anything(self, step: int) -> bool:
+        return self.logs(step) or self.evaluates(step) or self.checkpoints(step)
+
+    def updates(self, step: int) -> int | None:
+        """None in the seed phase; all of the pretraining on its last step; then the usual number."""
+        training = self.training
+        if step < training.seed_steps:
+            return None
+        first = step - training.num_envs < training.seed_steps
+        return training.pretrain_updates if first else training.updates_per_step * training.num_envs
+
+    def _due(self, step: int, every: int) -> bool:
+        return self.ends(step) or step // every > (step - self.training.num_envs) // every
+
+
+class RunRecord:
+    """Counters, tables and checkpoints of one run, in its folder; `checkpoints_kept` is the least number to keep."""
+
+    def __init__(self, folder: RunFolder, settings: RunSettings, checkpoints_kept: int = 1) -> None:
+        training = settings.config.training
+        self._started = time.perf_counter()
+        self._folder, self._settings, self._num_envs = folder, settings, training.num_envs
+        self._episodes, self.means = EpisodeTracker(training.num_envs), MetricMeans()
+        self.clock = Clock()
+        self._last_evaluation: list[Episode] = []
+        self.checkpoints = Checkpoints(folder, max(training.checkpoints_kept, checkpoints_kept))
+        self._log: MetricLog | None = None
+
+    def load(self, template: AgentState, step: int) -> tuple[AgentState, dict[str, Any]]:
+        """The state and all counters as the checkpoint of `step` has them, and what else was kept with it."""
+        state, progress = self.checkpoints.load(template, step)
+        self.clock = Clock(
+            progress["env_step"], progress["wall_seconds"], progress["loop_seconds"], progress["loop_steps"]
+        )
+        self._episodes.load(progress["episodes"])
+        self.means.load(progress["means"])
+        self._last_evaluation = [Episode(*values) for values in progress["last_evaluation"]]
+        return state, progress
+
+    def open(self, resumed_at: int | None) -> None:
+        """Readies the tables for what comes after `resumed_at`."""
+        self._log = MetricLog(self._folder, -1 if resumed_at is None else resumed_at)
+
+    def restart_episodes(self) -> None:
+        """The running episodes could not be brought back."""
+        self._episodes.restart()
+
+    # ------------------------------------------------------------------- while it runs
+
+    def add_step(self, reward: AnyArray, done: AnyArray) -> int:
+        """One step of all environments; returns the environment steps so far."""
+        self._episodes.add(reward, done)
+        self.clock.env_step += self._num_envs
+        return self.clock.env_step
+
+    def add_time(self, seconds: float, steps: int) -> None:
+        """What `steps` environment steps, with all learned from them, took."""
+        self.clock.loop_seconds += seconds
+        self.clock.loop_steps += steps
+
+    def write_metrics(self, updates: int) -> dict[str, Any]:
+        """The figures since the last log point, as a row of metrics.csv."""
+        clock = self.clock
+        mean_return, mean_length = self._episodes.recent_means
+        row = {
+            "env_step": clock.env_step,
+            "wall_seconds": round(self._wall_seconds(), 3),
+            "steps_per_second": round(clock.loop_steps / max(clock.loop_seconds, 1e-9), 2),
+            "updates": updates,
+            "episodes": self._episodes.episodes,
+            "train_return": mean_return,
+            "train_length": mean_length,
+            **self.means.take(),
+        }
+        clock.loop_seconds, clock.loop_steps = 0.0, 0
+        self._open_log.write_metrics(row)
+        return row
+
+    def write_evaluation(self, played: Sequence[Episode]) -> None:
+        """Evaluation episodes, as rows of evaluations.csv."""
+        self._last_evaluation = list(played)
+        self._open_log.write_evaluation(self.clock.env_step, self._wall_seconds(), played)
+
+    def checkpoint(self, state: AgentState, environments: Any, action: AnyArray) -> None:
+        """Everything that the run needs to go on from here."""
+        progress = {
+            "env_step": self.clock.env_step,
+            "wall_seconds": self._wall_seconds(),
+            "loop_seconds": self.clock.loop_seconds,
+            "loop_steps": self.clock.loop_steps,
+            "episodes": self._episodes.to_json(),
+            "means": self.means.to_json(),
+            "environments": environments,
+            "action": np.asarray(action).tolist(),  # to the bit: computed anew it may round differently
+            "last_evaluation": [list(episode) for episode in self._last_evaluation],
+        }
+        self.checkpoints.save(self.clock.env_step, state, progress)
+
+    # ------------------------------------------------------------------- at the end
+
+    def finish(self, updates: int) -> dict[str, Any]:
+        """Learning curve and summary."""
+        returns = [episode.ret for episode in self._last_evaluation]
+        finished = self.clock.env_step >= self._settings.total_steps
+        summary = {
+            "status": "finished" if finished else "interrupted",
+            "env_id": self._settings.env_id,
+            "preset": self._settings.preset,
+            "seed": self._settings.seed,
+            "env_step": self.clock.env_step,
+            "updates": updates,
+            "wall_seconds": round(self._wall_seconds(), 3),
+            "evaluation_episodes": len(returns),
+            "evaluation_return_mean": float(np.mean(returns)) if returns else None,
+            "evaluation_return_min": min(returns, default=None),
+            "evaluation_return_max": max(returns, default=None),
+        }
+        self._folder.write_summary(summary)
+        if returns:
+            plot_runs([self._folder], self._folder.curve)
+        return summary
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def _open_log(self) -> MetricLog:
+        assert self._log is not None, "open() comes first"
+        return self._log
+
+    def _wall_seconds(self) -> float:
+        return self.clock.wall_seconds + time.perf_counter() - self._started

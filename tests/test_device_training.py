@@ -1,0 +1,274 @@
+"""The device loop: the host loop's functions in one compiled loop, seeds side by side, runs that stop and go on."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from soft_mpcritic import device_training
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.device_training import DeviceLoop, DeviceRun, fitted, prepare_seeds, seed_folders, train_on_device
+from soft_mpcritic.envs import BadObservationError, DeviceVector, make_device_env, make_task
+from soft_mpcritic.envs.device.pendulums import CartPoleState, CartPoleSwingUp
+from soft_mpcritic.memory import Footprint, available_memory, largest
+from soft_mpcritic.recording import RunRecord, Schedule
+from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
+from tests.systems import small_config
+from tests.test_training import Silent, assert_same_run, final_arrays, without_times
+
+ENV_ID = "CartPoleSwingUp"
+STEPS = 110
+
+
+def config(**changes: object) -> Config:
+    return small_config(training__backend="device", training__num_envs=2, **changes)
+
+
+def run(
+    path: Path,
+    seeds: int = 1,
+    observer: Silent | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    total_steps: int = STEPS,
+    env_id: str = ENV_ID,
+) -> list[dict[str, Any]]:
+    folder = RunFolder(path)
+    runs = prepare_seeds(folder, RunSettings(env_id, "default", seed, total_steps, config()), seeds, resume)
+    return train_on_device(folder, runs, observer or Silent())
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("device") / "single"
+    (summary,) = run(path)
+    assert summary["status"] == "finished"
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("device") / "pair"
+    assert [summary["seed"] for summary in run(path, seeds=2)] == [0, 1]
+    return path
+
+
+def test_the_loop_is_the_agents_functions_one_after_another():
+    """Chunks of any length against the calls of the host loop: random steps, pretraining, planned steps."""
+    settings = fitted(config(), STEPS)
+    agent = Agent(make_task(ENV_ID, "device"), settings)
+    vector = DeviceVector(make_device_env(ENV_ID), 2)
+    loop, schedule = DeviceLoop(agent, vector, 20), Schedule(settings.training, STEPS)
+    start = jax.jit(loop.init)(jax.random.key(3))
+    due = [schedule.updates(2 * (i + 1)) for i in range(15)]
+    assert due[8:11] == [None, 5, 2]
+
+    play, state = jax.jit(loop.play), start
+    for part in (due[:4], due[4:]):
+        padded = part + [0] * (20 - len(part))
+        at_random = np.array([updates is None for updates in padded])
+        state, _ = play(state, np.int32(len(part)), at_random, np.array([n or 0 for n in padded], np.int32))
+
+    step, random_step, learn = jax.jit(vector.step), jax.jit(agent.random_step), jax.jit(agent.learn)
+    planned_step = jax.jit(agent.planned_step, static_argnums=2)
+    envs, one, action = start
+    for updates in due:
+        envs, experience = step(envs, action)
+        if updates is None:
+            one, action = random_step(one, experience)
+        else:
+            one, action, _ = planned_step(one, experience, "sample")
+            one, _ = learn(one, np.int32(updates))
+    assert int(one.updates) == int(state.agent.updates) == 5 + 5 * 2
+    np.testing.assert_allclose(state.action, action, atol=1e-4)
+    np.testing.assert_allclose(state.agent.replay.records, one.replay.records, atol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        (state.agent.models, state.agent.replay.plans),
+        (one.models, one.replay.plans),
+    )
+
+
+def test_a_run_folder_is_a_complete_run(single: Path):
+    for name in ("config.json", "metrics.csv", "evaluations.csv", "summary.json", "learning_curve.png"):
+        assert (single / name).is_file()
+    assert [int(row["env_step"]) for row in read_table(single / "metrics.csv")] == [20, 40, 60, 80, 100, 110]
+    evaluations = read_table(single / "evaluations.csv")
+    assert [int(row["env_step"]) for row in evaluations] == [50, 50, 100, 100, 110, 110]
+    assert int(final_arrays(single)[".replay.size"]) == STEPS
+    assert sorted(Checkpoints(RunFolder(single), 2).steps) == [80, 110]
+
+
+def test_seeds_side_by_side_do_not_touch_each_other_and_are_single_runs():
+    """Next to whomever it is, a seed's numbers are the same to the bit.
+
+    Alone they are so too, until learning begins: the compiler drops an axis of length 1 and sums in another order.
+    Adam's first steps make 1e-5 of that, and learning amplifies it as it does any rounding: in float64 the same
+    comparison gives 5e-15 here and 3e-11 after a whole run (docs/device.md).
+    """
+    settings = fitted(config(), STEPS)
+    loop = DeviceLoop(Agent(make_task(ENV_ID, "device"), settings), DeviceVector(make_device_env(ENV_ID), 2), 20)
+    init = jax.jit(jax.vmap(loop.init))
+    play = jax.jit(jax.vmap(loop.play, in_axes=(0, None, None, None)))
+    updates = np.array([0] * 9 + [5] + [2] * 10, np.int32)
+
+    def after(steps: int, *seeds: int) -> dict[int, list[np.ndarray]]:
+        states = init(jnp.stack([jax.random.key(seed) for seed in seeds]))
+        states, _ = play(states, np.int32(steps), updates == 0, updates)
+        kept = (states.agent.models, states.agent.replay, states.action, states.envs.envs)
+        return {seed: [np.asarray(leaf[i]) for leaf in jax.tree.leaves(kept)] for i, seed in enumerate(seeds)}
+
+    def apart(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+        return max(float(np.max(np.abs(a - b))) for a, b in zip(one, other, strict=True))
+
+    pair, swapped, another = after(20, 0, 1), after(20, 1, 0), after(20, 0, 5)
+    assert apart(pair[0], swapped[0]) == apart(pair[1], swapped[1]) == apart(pair[0], another[0]) == 0
+    for seed in (0, 1):
+        assert apart(after(9, seed)[seed], after(9, 0, 1)[seed]) == 0
+        assert apart(after(10, seed)[seed], after(10, 0, 1)[seed]) < 1e-4
+    assert apart(pair[0], pair[1]) > 0.1
+
+
+@pytest.mark.parametrize("stop_at", [20, 60])
+def test_an_interrupted_run_resumes_bit_by_bit(single: Path, tmp_path: Path, stop_at: int):
+    path = tmp_path / "stopped"
+    (summary,) = run(path, observer=Silent(stop_at, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert (summary["status"], summary["env_step"]) == ("interrupted", stop_at)
+    (summary,) = run(path, resume=True)
+    assert summary["status"] == "finished"
+    assert_same_run(single, path)
+
+
+def test_a_run_that_is_prolonged_is_the_longer_run(single: Path, tmp_path: Path):
+    """Its replay is no larger than the shorter run needed, and grows."""
+    run(tmp_path / "prolonged", total_steps=61)
+    run(tmp_path / "prolonged", resume=True)
+    longer, prolonged = final_arrays(single), final_arrays(tmp_path / "prolonged")
+    for name in longer:
+        np.testing.assert_array_equal(longer[name], prolonged[name], err_msg=name)
+    run(tmp_path / "prolonged", resume=True, total_steps=20)  # a smaller budget loses nothing either
+    assert int(final_arrays(tmp_path / "prolonged")[".replay.size"]) == STEPS
+
+
+def test_seeds_killed_between_their_checkpoints_go_on_together(pair: Path, tmp_path: Path, monkeypatch):
+    """Seed 0 has written its second checkpoint, seed 1 has not."""
+    path, honest, written = tmp_path / "killed", RunRecord.checkpoint, []
+
+    class KilledError(Exception): ...
+
+    def killed(self: RunRecord, *arguments: Any) -> None:
+        honest(self, *arguments)
+        written.append(0)
+        if len(written) == 3:
+            raise KilledError
+
+    monkeypatch.setattr(RunRecord, "checkpoint", killed)
+    with pytest.raises(KilledError):
+        run(path, seeds=2)
+    monkeypatch.setattr(RunRecord, "checkpoint", honest)
+    assert sorted(Checkpoints(RunFolder(path / "seed0"), 2).steps) == [40, 80]
+    run(path, seeds=2, resume=True)
+    for seed in ("seed0", "seed1"):
+        assert_same_run(pair / seed, path / seed)
+
+
+def test_one_compilation_serves_the_whole_run(tmp_path: Path):
+    folder = RunFolder(tmp_path / "counted")
+    asked = RunSettings(ENV_ID, "default", 0, STEPS, config())
+    device_run = DeviceRun(prepare_seeds(folder, asked, 2, False), Silent())
+    device_run.go(lambda: False)
+    play: Any = device_run.play
+    assert play._cache_size() == 1
+    device_run.close()
+
+
+def test_numbers_that_are_not_finite_are_named_and_never_kept(tmp_path: Path, monkeypatch):
+    class Broken(CartPoleSwingUp):
+        def observe(self, state: CartPoleState) -> jax.Array:
+            return jnp.where(state.position > 0.3, jnp.nan, super().observe(state))
+
+    monkeypatch.setattr(device_training, "make_device_env", lambda _: Broken())
+    with pytest.raises(BadObservationError, match=r"environment [01] of seed 0 is not finite, at environment step \d+"):
+        run(tmp_path / "bad")
+    if RunFolder(tmp_path / "bad").has_checkpoints:
+        assert all(np.isfinite(array).all() for array in final_arrays(tmp_path / "bad").values())
+
+
+def test_seed_folders_are_found_in_order(pair: Path, single: Path, tmp_path: Path):
+    assert [run.path.name for run in seed_folders(RunFolder(pair))] == ["seed0", "seed1"]
+    assert [run.path for run in seed_folders(RunFolder(single))] == [single]
+    assert seed_folders(RunFolder(tmp_path / "nowhere")) == []
+
+
+def test_resuming_with_other_seeds_is_refused(pair: Path):
+    with pytest.raises(ConfigError, match="holds 2 seeds from 0 on, got 3 from 0 on: leave --seed and --num-seeds out"):
+        run(pair, seeds=3, resume=True)
+    with pytest.raises(ConfigError, match="already holds a run: add --resume"):
+        run(pair, seeds=2)
+
+
+def test_a_run_cannot_change_its_backend(single: Path):
+    host = dataclasses.replace(config().training, backend="host")
+    asked = RunSettings(ENV_ID, "default", 0, STEPS, dataclasses.replace(config(), training=host))
+    with pytest.raises(ConfigError, match="exists on the device only: add --backend device"):
+        device_training.prepare_run(RunFolder(single), asked, True)
+
+
+# ------------------------------------------------------------------- memory
+
+
+def footprint(**changes: object) -> Footprint:
+    return Footprint(make_task(ENV_ID, "device"), config(**changes), make_device_env(ENV_ID))
+
+
+@pytest.mark.parametrize("envs", [1, 2, 7])
+def test_states_are_counted_to_the_byte(envs: int):
+    settings = small_config(training__num_envs=envs)
+    loop = DeviceLoop(Agent(make_task(ENV_ID, "device"), settings), DeviceVector(make_device_env(ENV_ID), envs), 1)
+    envs_state, agent, _ = loop.init(jax.random.key(0))
+    plain = (
+        dataclasses.replace(agent, key=jax.random.key_data(agent.key)),
+        dataclasses.replace(envs_state, key=jax.random.key_data(envs_state.key)),
+    )
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(plain))
+    first_obs = 4 * 5 * envs
+    assert footprint()._state_bytes(envs) == held + first_obs
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    tight = footprint(training__capacity=100_000)
+    limit = int(tight.bytes(3, 2) / 0.9) + 1
+    tight.check(3, limit, "memory")
+    with pytest.raises(
+        ConfigError, match=r"num_seeds 9 x num_envs 2 must fit into .* GiB of memory, got about .* GiB: "
+    ):
+        tight.check(9, limit, "memory")
+    with pytest.raises(ConfigError, match="--num-seeds 3 fits"):
+        tight.check(4, limit, "memory")
+    with pytest.raises(ConfigError, match=r"lower training\.capacity"):
+        tight.check(1, 1000, "memory")
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 99])
+def test_the_largest_that_fits_is_found(most: int):
+    assert largest(lambda count: count <= most, 100) == most
+
+
+def test_this_machine_has_memory():
+    size, place = available_memory()
+    assert size > 2**28 and "memory" in place
+
+
+def test_metrics_are_those_of_the_steps(pair: Path):
+    """One row per log point; figures of learning once learning has begun."""
+    for seed in ("seed0", "seed1"):
+        rows = without_times(pair / seed / "metrics.csv")
+        assert rows[0]["critic_loss"] != "nan" and int(rows[-1]["updates"]) == 5 + 2 * 45
