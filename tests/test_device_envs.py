@@ -15,7 +15,7 @@ from soft_mpcritic.envs.device.vector import Outcome
 
 # What one step in float32 may differ by from the simulator's in float64, from the same state. A step is 16 to 20
 # evaluations of the dynamics, and every one rounds by 6e-8; stiff limits and contacts, whose forces change a lot over
-# little, raise that in the joint speeds (of up to 20 rad/s). Rewards: and the known reward's own error (test_tasks).
+# little, raise that in the joint speeds. Rewards: and the known reward's own error (test_tasks).
 OBS_TOLERANCE = {"InvertedDoublePendulum-v5": 5e-3, "Hopper-v5": 1e-4, "HalfCheetah-v5": 5e-3}
 REWARD_TOLERANCE = {"InvertedDoublePendulum-v5": 2e-5, "Hopper-v5": 1e-4}
 MJX = [env_id for env_id in DEVICE_TASKS if env_id in TASKS and env_id != "Pendulum-v1"]
@@ -64,7 +64,7 @@ def test_a_mujoco_step_is_gymnasiums(env_id, optimized):
     outcome = step(steps.position, steps.speed, steps.action)
     np.testing.assert_allclose(outcome.obs, steps.obs, rtol=0, atol=OBS_TOLERANCE.get(env_id, 1e-3))
     if env_id == QUICK:
-        free = steps.obs[:, 8] == 0  # of the forces at the ends of its track, which are of thousands of N
+        free = steps.obs[:, 8] == 0  # of the stiff forces at the ends of its track
         assert np.sum(~free) > 50
         np.testing.assert_allclose(outcome.obs[free], steps.obs[free], rtol=0, atol=5e-5)
     np.testing.assert_array_equal(outcome.terminated, steps.terminated)

@@ -110,9 +110,9 @@ def test_a_run_folder_is_a_complete_run(single: Path):
 def test_seeds_side_by_side_do_not_touch_each_other_and_are_single_runs():
     """Next to whomever it is, a seed's numbers are the same to the bit.
 
-    Alone they are so too, until learning begins: the compiler drops an axis of length 1 and sums in another order.
-    Adam's first steps make 1e-5 of that, and learning amplifies it as it does any rounding: in float64 the same
-    comparison gives 5e-15 here and 3e-11 after a whole run (docs/device.md).
+    Alone they are so too, until learning begins: an axis of length 1 compiles to other code. That is 1e-5 after the
+    first updates, and learning amplifies it as it does any rounding: in float64 the same comparison gives 3e-14
+    there and 3e-11 after a whole run (docs/device.md).
     """
     settings = fitted(config(), STEPS)
     loop = DeviceLoop(Agent(make_task(ENV_ID, "device"), settings), DeviceVector(make_device_env(ENV_ID), 2), 20)
