@@ -14,7 +14,7 @@ from soft_mpcritic.checkpoint import Checkpoints, pack
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.envs import BadObservationError
 from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
-from soft_mpcritic.training import load_state, prepare_run, train
+from soft_mpcritic.training import Run, load_state, prepare_run, train
 from soft_mpcritic.types import Episode
 from tests.systems import small_config
 
@@ -103,6 +103,17 @@ def test_an_interrupted_run_resumes_bit_by_bit(uninterrupted: Path, tmp_path: Pa
     assert summary["env_step"] == stop_at
     assert run(path, 110, small_config(), resume=True)["status"] == "finished"
     assert_same_run(uninterrupted, path)
+
+
+def test_a_run_stopped_before_its_first_step_goes_on(uninterrupted: Path, tmp_path: Path):
+    """Its checkpoint has an empty replay."""
+    folder = RunFolder(tmp_path / "early")
+    early = Run(folder, prepare_run(folder, RunSettings(ENV_ID, "default", 0, 110, small_config()), False), Silent())
+    early.go(lambda: True)
+    assert early.finish()["env_step"] == 0
+    early.close()
+    run(folder.path, 110, small_config(), resume=True)
+    assert_same_run(uninterrupted, folder.path)
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted: Path, tmp_path: Path):

@@ -56,7 +56,7 @@ class Checkpoints:
 
 def pack(state: AgentState) -> dict[str, np.ndarray]:
     """Flat arrays by path; of the replay only the rows that are filled, and keys as their raw numbers."""
-    filled = int(state.replay.size)
+    filled = max(int(state.replay.size), 1)  # Orbax writes no empty array; the row is not counted as filled
     replay = dataclasses.replace(state.replay, records=state.replay.records[:filled], plans=state.replay.plans[:filled])
     plain = dataclasses.replace(state, replay=replay, key=jax.random.key_data(state.key))
     return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(plain)}
