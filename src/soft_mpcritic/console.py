@@ -45,7 +45,8 @@ class Console:
     def on_metrics(self, row: dict[str, Any]) -> None:
         """Moves the bar, or prints a line."""
         speed = f"{row['steps_per_second']:.0f} steps/s"
-        text = f"training return {row['train_return']:.0f}"
+        known = np.isfinite(row["train_return"])
+        text = f"training return {row['train_return']:.0f}" if known else "first episode"
         self._progress.update(self._task, completed=row["env_step"], description=text, speed=speed)
         if not self._console.is_terminal:
             self._console.print(f"step {row['env_step']}: {text}, {speed}, {row['wall_seconds']:.0f} s")
