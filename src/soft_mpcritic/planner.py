@@ -1,6 +1,5 @@
 """Planning with what was learned: the one solve that acts in the world and values states for the critic."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,7 +25,7 @@ from soft_mpcritic.planning import (
     shift,
     worst_return,
 )
-from soft_mpcritic.types import PlanResult, RiskMeasure, StepOutcome
+from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome
 
 
 class Models(eqx.Module):
@@ -92,9 +91,7 @@ class Planner:
         returns_fn = self.returns_fn(models, critic, scenario_key, obs)
         return self.mppi(config).solve(sample_key, start, returns_fn)
 
-    def returns_fn(
-        self, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]
-    ) -> Callable[[Float[Array, "K B T A"]], Float[Array, "K B"]]:
+    def returns_fn(self, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]) -> ReturnsFn:
         """What action sequences from `obs` are worth to the models and `critic`; `key` draws the members."""
 
         def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
