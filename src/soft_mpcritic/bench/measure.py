@@ -84,6 +84,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_in_words(record: Mapping[str, Any]) -> str:
+    """The part of a record that tells what it was measured on."""
+    told = record["machine"]
+    rate = record["matrix_product_gflops"]
+    return f"{told['processor']} with {told['cores']} cores; matrix products at {rate:.0f} GFLOP/s"
+
+
 def peak_memory() -> int:
     """The most memory that this process ever held, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

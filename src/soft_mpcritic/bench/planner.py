@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from soft_mpcritic.bench.measure import Timing, machine, matrix_product_rate, time_in_turns
+from soft_mpcritic.bench.measure import Timing, machine, machine_in_words, matrix_product_rate, time_in_turns
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, check, override, preset
 from soft_mpcritic.envs import Task, make_task
@@ -174,10 +174,7 @@ def _peers(task: Task, base: Config, rounds: int) -> dict[str, Any]:
 
 
 def _in_words(record: dict[str, Any]) -> str:
-    lines = [
-        f"{record['env_id']}, preset {record['preset']}, {record['machine']['processor']} with "
-        f"{record['machine']['cores']} cores; matrix products at {record['matrix_product_gflops']:.0f} GFLOP/s"
-    ]
+    lines = [f"{record['env_id']}, preset {record['preset']}, {machine_in_words(record)}"]
     for row in record["cases"]:
         lines.append(
             f"{row['axis']:>9} {row[row['axis']]:>4}: median {row['median_ms']:8.3f} ms, p99 {row['p99_ms']:8.3f} ms, "

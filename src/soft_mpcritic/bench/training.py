@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.bench.measure import Timing, machine, matrix_product_rate, peak_memory
+from soft_mpcritic.bench.measure import Timing, machine, machine_in_words, matrix_product_rate, peak_memory
 from soft_mpcritic.compilation import jit, jit_on_leaves
 from soft_mpcritic.config import Config, check, preset
 from soft_mpcritic.envs import EnvVector, Task, make_task
@@ -128,10 +128,7 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def _in_words(record: dict[str, Any]) -> str:
-    lines = [
-        f"{record['machine']['processor']} with {record['machine']['cores']} cores; matrix products at "
-        f"{record['matrix_product_gflops']:.0f} GFLOP/s; peak memory {record['peak_memory_mb']:.0f} MB"
-    ]
+    lines = [f"{machine_in_words(record)}; peak memory {record['peak_memory_mb']:.0f} MB"]
     for case in record["cases"]:
         lines.append(
             f"{case['env_id']}, {case['preset']}: {case['steps_per_second']:.0f} steps/s; one after the other: "
