@@ -54,12 +54,15 @@ class PlannerConfig:
     iterations: int = 1
     sampler: Literal["iid", "antithetic", "sobol"] = "sobol"
     keep_nominal: bool = True  # is the plan itself one of the samples?
+    widths: int = 1  # Gaussians in the proposal, each half as wide as the one before
+    guided: bool = False  # do they stand a step up the return's gradient?
 
     def __post_init__(self) -> None:
         check_choices(self)
         check(self.horizon >= 0, "horizon", "be >= 0", self.horizon, "use 0 for soft Q-iteration without a model")
         check(self.num_samples >= 1, "num_samples", "be >= 1", self.num_samples, "use 16 or more for targets")
         check(self.iterations >= 1, "iterations", "be >= 1", self.iterations, "1 is enough with a warm start")
+        check(1 <= self.widths <= 16, "widths", "lie in [1, 16]", self.widths, "1 is a single Gaussian")
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ class Planner:
             ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
             iterations=config.iterations,
             keep_nominal=config.keep_nominal,
+            widths=config.widths,
+            guided=config.guided,
         )
 
     @cached_property

@@ -115,13 +115,25 @@ class Termination(Protocol):
 
 @runtime_checkable
 class Prior(Protocol):
-    """Action prior p and the proposal q around a plan from which sequences are drawn."""
+    """Action prior p and the proposal q around a plan from which sequences are drawn.
 
-    def propose(self, points: Float[Array, "K B T A"], plan: Float[Array, "B T A"], /) -> Float[Array, "K B T A"]:
+    `width` narrows the proposal, in units of its deviation sqrt(`variance`).
+    """
+
+    @property
+    def variance(self) -> float:
+        """Of the proposal of width 1, per action component."""
+        ...
+
+    def propose(
+        self, points: Float[Array, "K B T A"], plan: Float[Array, "B T A"], width: float = 1.0, /
+    ) -> Float[Array, "K B T A"]:
         """Maps points of (-1, 1), uniform per component, to actions distributed as q."""
         ...
 
-    def log_ratio(self, actions: Float[Array, "K B T A"], plan: Float[Array, "B T A"], /) -> Float[Array, "K B T"]:
+    def log_ratio(
+        self, actions: Float[Array, "K B T A"], plan: Float[Array, "B T A"], width: float = 1.0, /
+    ) -> Float[Array, "K B T"]:
         """log q(a_t) - log p(a_t), summed over the action's components."""
         ...
 

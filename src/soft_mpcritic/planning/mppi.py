@@ -3,6 +3,7 @@
 The planner knows neither networks nor environments. It is handed a `returns_fn` from action sequences to returns.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from soft_mpcritic.math import effective_sample_size, log_mean_exp
+from soft_mpcritic.planning.mixture import Mixture
 from soft_mpcritic.types import PlanResult, PlanStats, Prior, ReturnsFn, Sampler
+
+TRUST = 2.0  # deviations for which the slope of the return is believed
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class MPPI:
     ratio_discount: float
     iterations: int = 1
     keep_nominal: bool = False
+    widths: int = 1
+    guided: bool = False
 
     def solve(self, key: PRNGKeyArray, plan: Float[Array, "B T A"], returns_fn: ReturnsFn) -> PlanResult:
         """`iterations` rounds of `plan_once`, each around the plan of the one before."""
@@ -48,7 +54,12 @@ class MPPI:
         """One MPPI iteration: sample around `plan`, weigh by exp(return / temperature) p / q, average."""
         sample_key, draw_key = jax.random.split(key)
         plan = jnp.clip(plan, -1, 1)
-        actions, log_ratio = self._propose(sample_key, plan)
+        mixture = Mixture(self.prior, self._centres(plan, returns_fn))
+        actions = mixture.propose(self.sampler(sample_key, (self.num_samples, *plan.shape)))
+        if self.keep_nominal:
+            actions = actions.at[0].set(plan)
+        step_weights = self.ratio_discount ** jnp.arange(plan.shape[1], dtype=plan.dtype)
+        log_ratio = mixture.log_ratio(actions) @ step_weights
         weighed = weigh(returns_fn(actions), log_ratio, self.temperature)
         mean = jnp.einsum("kb,kbta->bta", weighed.weights, actions)
         drawn = jax.random.categorical(draw_key, weighed.logits, axis=0)
@@ -61,16 +72,12 @@ class MPPI:
             stats=_stats(weighed, actions),
         )
 
-    def _propose(
-        self, key: PRNGKeyArray, plan: Float[Array, "B T A"]
-    ) -> tuple[Float[Array, "K B T A"], Float[Array, "K B"]]:
-        """Sampled sequences and their weighted log-ratio L = sum_t g^t [log q(a_t) - log p(a_t)]."""
-        points = self.sampler(key, (self.num_samples, *plan.shape))
-        actions = self.prior.propose(points, plan)
-        if self.keep_nominal:
-            actions = actions.at[0].set(plan)
-        step_weights = self.ratio_discount ** jnp.arange(plan.shape[1], dtype=plan.dtype)
-        return actions, self.prior.log_ratio(actions, plan) @ step_weights
+    def _centres(self, plan: Float[Array, "B T A"], returns_fn: ReturnsFn) -> list[Float[Array, "B T A"]]:
+        """Where the Gaussians of the proposal stand, from the widest to the narrowest."""
+        if not self.guided:
+            return [plan] * self.widths
+        slope = jax.grad(lambda plan: jnp.sum(returns_fn(plan[None])))(plan)
+        return [ascend(plan, slope, self.prior.variance * 4.0**-m, self.temperature) for m in range(self.widths)]
 
 
 class Weighed(NamedTuple):
@@ -99,6 +106,21 @@ def weigh(returns: Float[Array, "K B"], log_ratio: Float[Array, "K B"], temperat
     weights = jnp.where(solved[None], jax.nn.softmax(safe_logits, axis=0), 0.0)
     value = best + temperature * log_mean_exp(logits)
     return Weighed(safe_logits, weights, value, solved, valid, returns)
+
+
+def ascend(
+    plan: Float[Array, "B T A"], slope: Float[Array, "B T A"], variance: float, temperature: float
+) -> Float[Array, "B T A"]:
+    """Where a Gaussian of `variance` around the plan should stand, given the slope dJ/dU of the return.
+
+    N(U, s^2 I) tilted by exp(J / lambda), with J linear, is N(U + s^2 slope / lambda, s^2 I). The slope is
+    trusted for two deviations (root mean square over the sequence), and not beyond the faces of the box.
+    """
+    outward = (jnp.abs(plan) >= 1) & (slope * plan > 0)
+    slope = jnp.where(outward | ~jnp.isfinite(slope), 0.0, slope)
+    length = jnp.sqrt(jnp.mean(slope**2, axis=(1, 2), keepdims=True))
+    rate = jnp.minimum(variance / temperature, TRUST * math.sqrt(variance) / jnp.maximum(length, 1e-12))
+    return jnp.clip(plan + rate * slope, -1, 1)
 
 
 def shift(plan: Float[Array, "B T A"]) -> Float[Array, "B T A"]:
