@@ -33,7 +33,7 @@ class GaussianPrior:
     def log_ratio(
         self, actions: Float[Array, "K B T A"], plan: Float[Array, "B T A"], width: float = 1.0
     ) -> Float[Array, "K B T"]:
-        """The log of N(a; U, w^2 Sigma) / N(a; 0, Sigma): with d = (a - U) / w, sum (a - d)(a + d) / 2 Sigma - log w."""
+        """The log of N(a; U, w^2 Sigma) / N(a; 0, Sigma): with d = (a - U) / w, (a - d)(a + d) / 2 Sigma - log w."""
         scaled = (actions - plan[None]) / width
         exponent = (actions - scaled) * (actions + scaled) / (2 * self.variance)
         return jnp.sum(exponent - math.log(width), axis=-1)
