@@ -193,9 +193,12 @@ class Agent:
 
     def act(self, state: AgentState, explore: Explore) -> tuple[AgentState, PlanResult]:
         """Chooses the pending actions by planning: the plan's mean, or a sample of the soft policy."""
-        key, plan_key = jax.random.split(state.key)
+        key, plan_key, greedy_key, choice_key = jax.random.split(state.key, 4)
         result = self.planner.plan(state.models, plan_key, state.pending.obs, state.pending.plan)
         action = (result.sample if explore == "sample" else result.plan)[:, 0]
+        greedy = self.planner.act_on_critic(state.models, greedy_key, state.pending.obs, result.plan[:, :1])
+        act_greedily = jax.random.bernoulli(choice_key, self.config.training.critic_steps, (action.shape[0], 1))
+        action = jnp.where(act_greedily, (greedy.sample if explore == "sample" else greedy.plan)[:, 0], action)
         pending = dataclasses.replace(state.pending, action=action, plan=result.plan)
         return dataclasses.replace(state, pending=pending, key=key), result
 

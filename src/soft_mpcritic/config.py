@@ -121,6 +121,7 @@ class TrainingConfig:
     num_envs: int = 1  # E
     vectorization: Literal["sync", "async"] = "sync"
     explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
+    critic_steps: float = 0.0  # share of steps that act on the critic alone, without a horizon
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
     log_every: int = 500
     evaluate_every: int = 2_500

@@ -65,6 +65,12 @@ class Planner:
         """The online solve at `obs` from `start`, with the critic as it is now."""
         return self._solve(self.config.planner, models, models.critic, key, obs, start)
 
+    def act_on_critic(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B 1 A"]
+    ) -> PlanResult:
+        """The online solve without a horizon: the actions that the critic alone would take."""
+        return self._solve(self.config.planner, models, models.critic, key, obs, start)
+
     def control(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> tuple[Float[Array, "B A"], Float[Array, "B T A"]]:
