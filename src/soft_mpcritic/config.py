@@ -33,6 +33,7 @@ class ObjectiveConfig:
     risk: Literal["mean", "entropic", "cvar", "worst"] = "mean"  # joins the members' returns in all_members
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
+    terminal_value: bool = True  # does Q stand for everything after the horizon?
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -56,6 +57,7 @@ class PlannerConfig:
     keep_nominal: bool = True  # is the plan itself one of the samples?
     widths: int = 1  # Gaussians in the proposal, each half as wide as the one before
     guided: bool = False  # do they stand a step up the return's gradient?
+    warm_start: bool = True  # start from the plan of the step before, or anew from zeros?
 
     def __post_init__(self) -> None:
         check_choices(self)

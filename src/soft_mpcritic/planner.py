@@ -95,6 +95,7 @@ class Planner:
     ) -> PlanResult:
         sample_key, scenario_key = jax.random.split(key)
         returns_fn = self.returns_fn(models, critic, scenario_key, obs)
+        start = start if config.warm_start else jnp.zeros_like(start)
         return self.mppi(config).solve(sample_key, start, returns_fn)
 
     def returns_fn(self, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]) -> ReturnsFn:
@@ -106,8 +107,10 @@ class Planner:
         def step(member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> StepOutcome:
             return self.model_step(models, member, obs, action)
 
+        value_after = terminal_value if self.config.objective.terminal_value else None
+
         def returns(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
-            return self._scenarios.returns(key, step, models.dynamics.members, terminal_value, obs, actions)
+            return self._scenarios.returns(key, step, models.dynamics.members, value_after, obs, actions)
 
         return returns
 
