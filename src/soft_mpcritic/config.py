@@ -89,6 +89,7 @@ class CriticConfig:
     """The soft Q-function."""
 
     heads: int = 2  # 1 or 2; planning and targets take the least of them
+    double: bool = False  # are targets' plans found by the critic as it is, and judged by its slow copy?
     width: int = 256
     depth: int = 2
     layer_norm: bool = True

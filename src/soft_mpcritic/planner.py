@@ -81,8 +81,19 @@ class Planner:
     def value(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """The target solve at `obs` from `start`, with the slow copy of the critic."""
-        return self._solve(self.config.target_planner, models, models.target_critic, key, obs, start)
+        """The target solve at `obs` from `start`.
+
+        With `critic.double`, the plan is found with the critic as it is now and judged by the slow copy, under other
+        members: V + J_slow(plan) - J_now(plan). What was chosen because an estimate erred upwards is thus judged by
+        one that errs otherwise (double Q-learning, van Hasselt 2010).
+        """
+        if not self.config.critic.double:
+            return self._solve(self.config.target_planner, models, models.target_critic, key, obs, start)
+        scenario_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
+        result = self._solve(self.config.target_planner, models, models.critic, key, obs, start)
+        found = self.returns_fn(models, models.critic, scenario_key, obs)(result.plan[None])[0]
+        judged = self.returns_fn(models, models.target_critic, judge_key, obs)(result.plan[None])[0]
+        return result._replace(value=result.value + judged - found)
 
     def _solve(
         self,
@@ -93,7 +104,8 @@ class Planner:
         obs: Float[Array, "B S"],
         start: Float[Array, "B T A"],
     ) -> PlanResult:
-        sample_key, scenario_key = jax.random.split(key)
+        sample_key = jax.random.fold_in(key, 0)
+        scenario_key, _ = jax.random.split(jax.random.fold_in(key, 1))
         returns_fn = self.returns_fn(models, critic, scenario_key, obs)
         start = start if config.warm_start else jnp.zeros_like(start)
         return self.mppi(config).solve(sample_key, start, returns_fn)
