@@ -192,13 +192,19 @@ class Agent:
         )
 
     def act(self, state: AgentState, explore: Explore) -> tuple[AgentState, PlanResult]:
-        """Chooses the pending actions by planning: the plan's mean, or a sample of the soft policy."""
-        key, plan_key, greedy_key, choice_key = jax.random.split(state.key, 4)
+        """Chooses the pending actions by planning: the plan's mean, or a sample of the soft policy.
+
+        On a share of steps, `training.critic_steps`, the critic alone chooses. Planning only imagines the last action
+        of a plan, the one that Q is asked about; tried in the world, its errors come to light.
+        """
+        key, plan_key = jax.random.split(state.key)
         result = self.planner.plan(state.models, plan_key, state.pending.obs, state.pending.plan)
-        action = (result.sample if explore == "sample" else result.plan)[:, 0]
-        greedy = self.planner.act_on_critic(state.models, greedy_key, state.pending.obs, result.plan[:, :1])
-        act_greedily = jax.random.bernoulli(choice_key, self.config.training.critic_steps, (action.shape[0], 1))
-        action = jnp.where(act_greedily, (greedy.sample if explore == "sample" else greedy.plan)[:, 0], action)
+        action = _first_action(result, explore)
+        if self.config.training.critic_steps > 0:
+            critic_key, choice_key = jax.random.split(jax.random.fold_in(plan_key, 0))
+            tried = self.planner.plan_on_critic(state.models, critic_key, state.pending.obs, result.plan)
+            chosen = jax.random.bernoulli(choice_key, self.config.training.critic_steps, (action.shape[0], 1))
+            action = jnp.where(chosen, _first_action(tried, explore), action)
         pending = dataclasses.replace(state.pending, action=action, plan=result.plan)
         return dataclasses.replace(state, pending=pending, key=key), result
 
@@ -309,6 +315,10 @@ class Agent:
     @cached_property
     def _critic_optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.config.critic.learning_rate)
+
+
+def _first_action(result: PlanResult, explore: Explore) -> Float[Array, "B A"]:
+    return (result.sample if explore == "sample" else result.plan)[:, 0]
 
 
 def _descend(

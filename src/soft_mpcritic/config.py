@@ -89,7 +89,6 @@ class CriticConfig:
     """The soft Q-function."""
 
     heads: int = 2  # 1 or 2; planning and targets take the least of them
-    double: bool = False  # are targets' plans found by the critic as it is, and judged by its slow copy?
     width: int = 256
     depth: int = 2
     layer_norm: bool = True
@@ -137,6 +136,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check(self.seed_steps >= 0, "seed_steps", "be >= 0", self.seed_steps, "use 0 to learn from step 1")
+        check(0 <= self.critic_steps <= 1, "critic_steps", "lie in [0, 1]", self.critic_steps, "try 0.5")
         check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")
         for name in ("updates_per_step", "capacity", "num_envs", "log_every", "evaluate_every", "evaluation_episodes"):
             check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")

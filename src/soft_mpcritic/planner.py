@@ -65,11 +65,11 @@ class Planner:
         """The online solve at `obs` from `start`, with the critic as it is now."""
         return self._solve(self.config.planner, models, models.critic, key, obs, start)
 
-    def act_on_critic(
-        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B 1 A"]
+    def plan_on_critic(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """The online solve without a horizon: the actions that the critic alone would take."""
-        return self._solve(self.config.planner, models, models.critic, key, obs, start)
+        """The online solve without a horizon: what the critic alone would do now."""
+        return self._solve(self.config.planner, models, models.critic, key, obs, start[:, :1])
 
     def control(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
@@ -81,19 +81,8 @@ class Planner:
     def value(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """The target solve at `obs` from `start`.
-
-        With `critic.double`, the plan is found with the critic as it is now and judged by the slow copy, under other
-        members: V + J_slow(plan) - J_now(plan). What was chosen because an estimate erred upwards is thus judged by
-        one that errs otherwise (double Q-learning, van Hasselt 2010).
-        """
-        if not self.config.critic.double:
-            return self._solve(self.config.target_planner, models, models.target_critic, key, obs, start)
-        scenario_key, judge_key = jax.random.split(jax.random.fold_in(key, 1))
-        result = self._solve(self.config.target_planner, models, models.critic, key, obs, start)
-        found = self.returns_fn(models, models.critic, scenario_key, obs)(result.plan[None])[0]
-        judged = self.returns_fn(models, models.target_critic, judge_key, obs)(result.plan[None])[0]
-        return result._replace(value=result.value + judged - found)
+        """The target solve at `obs` from `start`, with the slow copy of the critic."""
+        return self._solve(self.config.target_planner, models, models.target_critic, key, obs, start)
 
     def _solve(
         self,
@@ -104,8 +93,7 @@ class Planner:
         obs: Float[Array, "B S"],
         start: Float[Array, "B T A"],
     ) -> PlanResult:
-        sample_key = jax.random.fold_in(key, 0)
-        scenario_key, _ = jax.random.split(jax.random.fold_in(key, 1))
+        sample_key, scenario_key = jax.random.split(key)
         returns_fn = self.returns_fn(models, critic, scenario_key, obs)
         start = start if config.warm_start else jnp.zeros_like(start)
         return self.mppi(config).solve(sample_key, start, returns_fn)
