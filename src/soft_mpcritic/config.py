@@ -89,7 +89,6 @@ class CriticConfig:
     """The soft Q-function."""
 
     heads: int = 2  # 1 or 2; planning and targets take the least of them
-    pessimism: float = 1.0  # in half distances between the heads: 0 takes their mean, 1 the least
     width: int = 256
     depth: int = 2
     layer_norm: bool = True

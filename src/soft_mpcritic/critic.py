@@ -44,13 +44,8 @@ class SoftQ(eqx.Module):
         return self._value(self._outputs(features, action))
 
     def least(self, features: Float[Array, "R F"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
-        """Mean of the heads minus `pessimism` times half their distance; 1 is the least of the two.
-
-        Planning looks for the critic's errors, and overestimates hurt most.
-        """
-        values = self.heads(features, action)
-        distance = jnp.max(values, axis=0) - jnp.min(values, axis=0)
-        return jnp.mean(values, axis=0) - 0.5 * self.config.pessimism * distance
+        """The least of the heads: planning looks for the critic's errors, and overestimates hurt most."""
+        return jnp.min(self.heads(features, action), axis=0)
 
     def loss(
         self,
