@@ -22,6 +22,7 @@ from soft_mpcritic.bench.training import TrainingArgs
 from soft_mpcritic.config import PRESETS, Config, ConfigError, check, override, preset
 from soft_mpcritic.console import Console
 from soft_mpcritic.device_training import prepare_seeds, seed_folders, train_on_device
+from soft_mpcritic.diagnosis import diagnose_run, in_words
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
@@ -31,6 +32,7 @@ from soft_mpcritic.training import load_state, prepare_run, train
 from soft_mpcritic.video import record_episode
 
 USER_CAN_MEND = 2
+PICTURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,37 @@ class PlotArgs:
         check(len(self.run_dirs) > 0, "run_dirs", "name at least one run folder", "none", "give a folder")
         folders = [RunFolder(path) for path in self.run_dirs]
         out = folders[0].curve if self.out is None else self.out
-        check(out.suffix in (".png", ".pdf", ".svg"), "out", "end in .png, .pdf or .svg", out, "rename it")
+        check(out.suffix in PICTURES, "out", "end in .png, .pdf or .svg", out, "rename it")
         for folder in folders:
             folder.read_settings()
         _check_parent("out", out)
         plot_runs(folders, out)
         print(out)
+
+
+@dataclass(frozen=True)
+class DiagnoseArgs:
+    """Find out where a run's value goes wrong: critic, target solves, kept plans or models."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A folder that `train` made."""
+    episodes: int = 10
+    """Deterministic episodes to compare with."""
+    out: Path | None = None
+    """The picture; by default diagnose.png in the folder. The numbers lie beside it, as .json."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+    def run(self) -> None:
+        """Writes picture and numbers, and says what they say."""
+        check(self.episodes >= 1, "episodes", "be >= 1", self.episodes, "try 10")
+        out = self.run_dir / "diagnose.png" if self.out is None else self.out
+        check(out.suffix in PICTURES, "out", "end in .png, .pdf or .svg", out, "rename it")
+        folder = RunFolder(self.run_dir)
+        folder.read_settings()
+        _check_parent("out", out)
+        record = diagnose_run(folder, self.episodes, out)
+        print(json.dumps(record) if self.json else f"{in_words(record)}\npicture: {out}")
 
 
 @dataclass(frozen=True)
@@ -194,6 +221,7 @@ def _parse(arguments: list[str]) -> Any:
         Annotated[TrainArgs, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
         | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
+        | Annotated[DiagnoseArgs, tyro.conf.subcommand("diagnose")]
         | Annotated[ExportArgs, tyro.conf.subcommand("export")]
         | _bench_command()
     )

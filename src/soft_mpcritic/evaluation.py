@@ -1,18 +1,32 @@
 """Deterministic evaluation on environments of its own, with seeds of its own."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import Vector, make_vector
 from soft_mpcritic.planner import Models
-from soft_mpcritic.types import Episode
+from soft_mpcritic.types import Episode, Trajectory
 
 EVALUATION_SEED = 10_000  # far from the training environments' seeds, which count up from the run's seed
 PARALLEL_EPISODES = 10
+
+
+class Step(NamedTuple):
+    """One controlled step of E environments, on the host."""
+
+    obs: Float[np.ndarray, "*L E S"]
+    action: Float[np.ndarray, "*L E A"]  # in the library's box
+    reward: Float[np.ndarray, "*L E"]
+    next_obs: Float[np.ndarray, "*L E S"]
+    soft_value: Float[np.ndarray, "*L E"]
+    terminated: Bool[np.ndarray, "*L E"]
+    done: Bool[np.ndarray, "*L E"]
 
 
 class Evaluator:
@@ -24,34 +38,46 @@ class Evaluator:
         self._vectors: dict[int, Vector] = {}
 
     def __call__(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Episode]:
+        """Returns and lengths of `episodes` full episodes, as `play` plays them."""
+        return [trajectory.episode for trajectory in self.play(models, episodes, seed)]
+
+    def play(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Trajectory]:
         """`episodes` full episodes; episode i starts from environment seed `seed + i`, whatever their number."""
-        played: list[Episode] = []
+        played: list[Trajectory] = []
         while len(played) < episodes:
             count = min(PARALLEL_EPISODES, episodes - len(played))
             played += self._play(models, seed + len(played), count)
         return played
 
-    def _play(self, models: Models, seed: int, count: int) -> list[Episode]:
+    def _play(self, models: Models, seed: int, count: int) -> list[Trajectory]:
         if count not in self._vectors:
             self._vectors[count] = make_vector(self._agent.task, count)
         returns, lengths, running = np.zeros(count), np.zeros(count, int), np.ones(count, bool)
-        for reward, done in controlled_steps(self._agent, self._control, models, self._vectors[count], seed):
-            returns += reward * running
+        steps: list[Step] = []
+        for step in controlled_steps(self._agent, self._control, models, self._vectors[count], seed):
+            steps.append(step)
+            returns += step.reward * running
             lengths += running
-            running &= ~done
+            running &= ~step.done
             if not running.any():
                 break
-        return [Episode(seed + i, float(returns[i]), int(lengths[i])) for i in range(count)]
+        joined = Step(*(np.stack(column) for column in zip(*steps, strict=True)))
+        episodes = [Episode(seed + i, float(returns[i]), int(lengths[i])) for i in range(count)]
+        return [_trajectory(joined, i, episode) for i, episode in enumerate(episodes)]
 
     def close(self) -> None:
         for vector in self._vectors.values():
             vector.close()
 
 
-def controlled_steps(
-    agent: Agent, control, models: Models, envs: Vector, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (rewards [E], done [E]) of one controlled step after another, without end; plans start anew with episodes.
+def _trajectory(steps: Step, env: int, episode: Episode) -> Trajectory:
+    """The first episode of one environment, cut out of L joint steps."""
+    obs, action, reward, next_obs, soft_value, terminated, _ = (column[: episode.length, env] for column in steps)
+    return Trajectory(episode, obs, action, reward, next_obs, soft_value, bool(terminated[-1]))
+
+
+def controlled_steps(agent: Agent, control, models: Models, envs: Vector, seed: int) -> Iterator[Step]:
+    """Yields one controlled step after another, without end; plans start anew with episodes.
 
     The planner's noise follows from `seed`, so the same models give the same episodes.
     """
@@ -59,11 +85,12 @@ def controlled_steps(
     obs = envs.reset(seed)
     start = np.zeros((envs.num_envs, agent.config.planner.horizon + 1, agent.task.action_size), np.float32)
     while True:
-        action, start = control(models, next(keys), obs, start)
-        experience = envs.step(np.asarray(action))
+        decision = control(models, next(keys), obs, start)
+        experience = envs.step(np.asarray(decision.env_action))
         done = np.asarray(experience.done)
-        yield np.asarray(experience.reward), done
-        obs = experience.start_obs
+        answer = experience.reward, experience.next_obs, decision.value, experience.terminated, done
+        yield Step(np.asarray(obs), np.asarray(decision.action), *(np.asarray(part) for part in answer))
+        obs, start = experience.start_obs, decision.start
         if done.any():
             start = np.where(done[:, None, None], np.float32(0), start)
 

@@ -1,7 +1,7 @@
 """What a run writes down, whichever loop runs it: when things fall due, rows, checkpoints and the summary."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ import numpy as np
 from soft_mpcritic.agent import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import TrainingConfig
+from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.metrics import EpisodeTracker, MetricLog, MetricMeans
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunFolder, RunSettings
@@ -46,7 +47,8 @@ class Schedule:
         return step >= self.total_steps
 
     def logs(self, step: int) -> bool:
-        return self._due(step, self.training.log_every)
+        """An evaluation has a row of its own: it holds what the evaluation says of value and models."""
+        return self._due(step, self.training.log_every) or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:
         return self._due(step, self.training.evaluate_every)
@@ -55,7 +57,7 @@ class Schedule:
         return self._due(step, self.training.checkpoint_every)
 
     def anything(self, step: int) -> bool:
-        return self.logs(step) or self.evaluates(step) or self.checkpoints(step)
+        return self.logs(step) or self.checkpoints(step)
 
     def updates(self, step: int) -> int | None:
         """None in the seed phase; all of the pretraining on its last step; then the usual number."""
@@ -114,8 +116,8 @@ class RunRecord:
         self.clock.loop_seconds += seconds
         self.clock.loop_steps += steps
 
-    def write_metrics(self, updates: int) -> dict[str, Any]:
-        """The figures since the last log point, as a row of metrics.csv."""
+    def write_metrics(self, updates: int, diagnosed: Mapping[str, float]) -> dict[str, Any]:
+        """The figures since the last log point, as a row of metrics.csv; `diagnosed` is empty without an evaluation."""
         clock = self.clock
         mean_return, mean_length = self._episodes.recent_means
         row = {
@@ -127,6 +129,8 @@ class RunRecord:
             "train_return": mean_return,
             "train_length": mean_length,
             **self.means.take(),
+            **dict.fromkeys(DIAGNOSTIC_NAMES, float("nan")),
+            **diagnosed,
         }
         clock.loop_seconds, clock.loop_steps = 0.0, 0
         self._open_log.write_metrics(row)
