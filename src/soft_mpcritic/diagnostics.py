@@ -46,7 +46,7 @@ class Effort:
     reference_samples: int = 2000
 
 
-REPORT_EFFORT = Effort(steps=10_000, windows=4096, batches=32)  # of a report that is asked for
+REPORT_EFFORT = Effort(steps=10_000, windows=4096, batches=8)  # of a report that is asked for
 
 
 class ValueSample(NamedTuple):
