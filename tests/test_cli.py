@@ -185,10 +185,11 @@ def test_mujoco_on_the_device_without_its_package_is_refused(refused, monkeypatc
     assert "need MJX" in text and "pip install 'soft-mpcritic[device]'" in text
 
 
-def test_a_folder_of_seeds_is_refused_with_their_names(refused, workplace):
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_a_folder_of_seeds_is_refused_with_their_names(refused, workplace, command):
     for seed in (0, 1):
         RunFolder(workplace / "seeds" / f"seed{seed}").create(SETTINGS)
-    assert "seeds holds a run per seed (seed0, seed1): name one of them" in refused("evaluate", "seeds")
+    assert "seeds holds a run per seed (seed0, seed1): name one of them" in refused(command, "seeds")
 
 
 @pytest.fixture
@@ -199,7 +200,8 @@ def baseline_folder(workplace) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    "command", ["train --resume --run-dir sac", "evaluate sac", "export sac file.zip", "bench control sac"]
+    "command",
+    ["train --resume --run-dir sac", "evaluate sac", "diagnose sac", "export sac file.zip", "bench control sac"],
 )
 def test_a_baseline_is_refused_where_a_controller_is_needed(refused, baseline_folder, command):
     assert refused(*command.split()) == "sac is a run of the baseline sac: only plot reads these."
@@ -237,7 +239,7 @@ def test_a_missing_or_unknown_command_is_refused_with_those_that_exist(refused, 
     assert all(word in text for word in ("train", "evaluate", "plot"))
 
 
-@pytest.mark.parametrize("command", ["evaluate", "plot"])
+@pytest.mark.parametrize("command", ["evaluate", "plot", "diagnose"])
 def test_a_folder_that_is_no_run_is_refused(refused, workplace, command):
     (workplace / "empty").mkdir()
     for path in ("empty", "nowhere"):
@@ -274,6 +276,18 @@ def test_a_run_without_checkpoint_cannot_be_evaluated(refused, run_folder):
 
 def test_evaluate_makes_no_checkpoint_folder(refused, run_folder):
     refused("evaluate", run_folder.path)
+
+
+def test_a_run_without_checkpoint_cannot_be_diagnosed(refused, run_folder):
+    text = refused("diagnose", run_folder.path)
+    assert str(run_folder.path) in text and "no checkpoint yet" in text and "train" in text
+
+
+@pytest.mark.parametrize("wrong", [("--episodes", "0"), ("--out", "no/such/picture.png"), ("--out", "picture.xyz")])
+def test_diagnoses_that_cannot_work_are_refused(refused, run_folder, wrong):
+    name, value = wrong
+    text = refused("diagnose", run_folder.path, name, value)
+    assert name.removeprefix("--") in text and value in text
 
 
 def test_plot_without_folders_is_refused(refused):

@@ -2,11 +2,14 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from soft_mpcritic.cli import main
+from soft_mpcritic.diagnosis import diagnose_run, in_words
+from soft_mpcritic.diagnostics import Effort
 from tests.systems import SMALL
 
 README = Path(__file__).parent.parent / "README.md"
@@ -42,6 +45,21 @@ def test_plot_draws_a_picture(trained, tmp_path, capsys):
     assert main(["plot", str(trained), str(trained), "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.strip() == str(out)
+
+
+def test_diagnose_leaves_a_picture_and_numbers_and_says_what_they_say(trained, capsys, monkeypatch):
+    """With little effort; 60 steps suffice for numbers, not for good ones. JSON holds no NaN."""
+    little = Effort(steps=50, windows=50, solves=4, reference_samples=32)
+    monkeypatch.setattr("soft_mpcritic.cli.diagnose_run", partial(diagnose_run, effort=little))
+    assert main(["diagnose", str(trained), "--episodes", "2", "--json"]) == 0
+    (printed,) = capsys.readouterr().out.strip().splitlines()
+    record = json.loads(printed, parse_constant=pytest.fail)
+    assert record == json.loads((trained / "diagnose.json").read_text(), parse_constant=pytest.fail)
+    assert (trained / "diagnose.png").read_bytes().startswith(b"\x89PNG")
+    assert len(record["models"]["error_by_step"]) == 4
+    told = in_words(record)
+    for what in ("value:", "targets:", "kept plans:", "models:", "ensemble:", "32 samples a solve"):
+        assert what in told
 
 
 def test_resume_needs_no_settings_said_again(trained, capsys):

@@ -12,6 +12,7 @@ import pytest
 
 from soft_mpcritic.checkpoint import Checkpoints, pack
 from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.envs import BadObservationError
 from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
 from soft_mpcritic.training import Run, load_state, prepare_run, train
@@ -73,7 +74,7 @@ def test_a_run_folder_holds_what_the_contract_says(uninterrupted: Path):
         assert (uninterrupted / name).is_file()
     metrics = read_table(uninterrupted / "metrics.csv")
     assert list(metrics[0])[:2] == ["env_step", "wall_seconds"]
-    assert [int(row["env_step"]) for row in metrics] == [20, 40, 60, 80, 100, 110]
+    assert [int(row["env_step"]) for row in metrics] == [20, 40, 50, 60, 80, 100, 110]
     evaluations = read_table(uninterrupted / "evaluations.csv")
     assert list(evaluations[0]) == ["env_step", "wall_seconds", "episode", "seed", "return", "length"]
     assert [int(row["env_step"]) for row in evaluations] == [50, 50, 100, 100, 110, 110]
@@ -81,6 +82,25 @@ def test_a_run_folder_holds_what_the_contract_says(uninterrupted: Path):
     last = [float(row["return"]) for row in evaluations[-2:]]
     assert summary["evaluation_return_mean"] == pytest.approx(np.mean(last))
     assert summary["env_step"] == 110
+
+
+def test_rows_of_evaluations_carry_their_diagnosis(uninterrupted: Path):
+    rows = {int(row["env_step"]): row for row in read_table(uninterrupted / "metrics.csv")}
+    always_known = [name for name in DIAGNOSTIC_NAMES if name.startswith(("target", "value_gap", "model", "reward"))]
+    assert len(always_known) == 10
+    for env_step, row in rows.items():
+        known = [name for name in always_known if np.isfinite(float(row[name]))]
+        assert known == (always_known if env_step in (50, 100, 110) else [])
+    assert float(rows[50]["target_bias"]) != float(rows[100]["target_bias"])
+
+
+def test_looking_changes_nothing(uninterrupted: Path, tmp_path: Path):
+    """A run that is evaluated and diagnosed once, at its end, learns the same to the bit."""
+    run(tmp_path / "unwatched", 110, small_config(training__evaluate_every=1000))
+    watched, unwatched = final_arrays(uninterrupted), final_arrays(tmp_path / "unwatched")
+    assert all(np.array_equal(watched[name], unwatched[name]) for name in watched)
+    last = [without_times(path / "metrics.csv")[-1] for path in (uninterrupted, tmp_path / "unwatched")]
+    assert all(last[0][name] == last[1][name] for name in DIAGNOSTIC_NAMES)
 
 
 def test_checkpoints_rotate(uninterrupted: Path):

@@ -183,7 +183,7 @@ class BaselineRun:
         self._journal.add_time(time.perf_counter() - self._resumed, 1)
         step = self._journal.add_step(reward, done)
         if self._schedule.logs(step):
-            self._observer.on_metrics(self._journal.write_metrics(self._learner.updates))
+            self._observer.on_metrics(self._journal.write_metrics(self._learner.updates, {}))
         if self._schedule.evaluates(step):
             steps = partial(policy_steps, self._act)
             played = self._episodes.play(steps, self._training.evaluation_episodes, EVALUATION_SEED)

@@ -32,6 +32,7 @@ from soft_mpcritic.comparison import EvaluatedRun, GroupBy, group_runs, markdown
 from soft_mpcritic.config import PRESETS, Config, ConfigError, TrainingConfig, check, override, preset
 from soft_mpcritic.console import Console
 from soft_mpcritic.device_training import prepare_seeds, seed_folders, train_on_device
+from soft_mpcritic.diagnosis import diagnose_run, in_words
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
@@ -41,6 +42,7 @@ from soft_mpcritic.training import load_state, prepare_run, train
 from soft_mpcritic.video import record_episode
 
 USER_CAN_MEND = 2
+PICTURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class PlotArgs:
         """Writes the picture and says where it is."""
         check(len(self.run_dirs) > 0, "run_dirs", "name at least one run folder", "none", "give a folder")
         out = RunFolder(self.run_dirs[0]).curve if self.out is None else self.out
-        check(out.suffix in (".png", ".pdf", ".svg"), "out", "end in .png, .pdf or .svg", out, "rename it")
+        check(out.suffix in PICTURES, "out", "end in .png, .pdf or .svg", out, "rename it")
         finite = self.threshold is None or math.isfinite(self.threshold)
         check(finite, "threshold", "be a finite number", self.threshold, "give a return")
         check(not self.stays or self.threshold is not None, "stays", "come with --threshold", "none", "add one")
@@ -230,6 +232,31 @@ class PlotArgs:
         if self.csv is not None:
             write_tidy(groups, self.csv)
         print(markdown_table(groups, self.threshold, self.stays) if self.table else out)
+
+
+@dataclass(frozen=True)
+class DiagnoseArgs:
+    """Find out where a run's value goes wrong: critic, target solves, kept plans or models."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A folder that `train` made."""
+    episodes: int = 10
+    """Deterministic episodes to compare with."""
+    out: Path | None = None
+    """The picture; by default diagnose.png in the folder. The numbers lie beside it, as .json."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+    def run(self) -> None:
+        """Writes picture and numbers, and says what they say."""
+        check(self.episodes >= 1, "episodes", "be >= 1", self.episodes, "try 10")
+        out = self.run_dir / "diagnose.png" if self.out is None else self.out
+        check(out.suffix in PICTURES, "out", "end in .png, .pdf or .svg", out, "rename it")
+        folder = RunFolder(self.run_dir)
+        folder.read_settings()
+        _check_parent("out", out)
+        record = diagnose_run(folder, self.episodes, out)
+        print(json.dumps(record) if self.json else f"{in_words(record)}\npicture: {out}")
 
 
 @dataclass(frozen=True)
@@ -268,6 +295,7 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[BaselineArgs, tyro.conf.subcommand("baseline")]
         | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
+        | Annotated[DiagnoseArgs, tyro.conf.subcommand("diagnose")]
         | Annotated[ExportArgs, tyro.conf.subcommand("export")]
         | _bench_command()
     )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from soft_mpcritic.agent import METRIC_NAMES, Agent, AgentState, LearningMetrics
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.diagnostics import Diagnostics, summarize
 from soft_mpcritic.envs import BadObservationError, DeviceVector, VectorState, make_device_env, make_task
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.memory import Footprint, available_memory
@@ -21,7 +22,7 @@ from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import prepare_run, stop_requests
-from soft_mpcritic.types import AnyArray
+from soft_mpcritic.types import AnyArray, Episode
 
 LONGEST_CHUNK = 1000  # steps between two looks at the host, at most
 LEARNING_FIGURES = len(LearningMetrics._fields)
@@ -171,7 +172,7 @@ class DeviceRun:
         envs = DeviceVector(make_device_env(settings.env_id), self._training.num_envs)
         length = min(-(-self._training.log_every // envs.num_envs), LONGEST_CHUNK)
         self._loop = DeviceLoop(agent, envs, length)
-        self._evaluator = Evaluator(agent)
+        self._evaluator, self._diagnostics = Evaluator(agent), Diagnostics(agent)
         self.play = jit(jax.vmap(self._loop.play, in_axes=(0, None, None, None)), donate_argnums=0)
         self._take = jit(lambda states, seed: jax.tree.map(lambda leaf: leaf[seed], states))
         keys = jnp.stack([jax.random.key(run.settings.seed) for run in runs])
@@ -229,28 +230,32 @@ class DeviceRun:
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""
         step = self._env_step
+        diagnosed = self._evaluate() if self._schedule.evaluates(step) else [{}] * len(self._records)
         if self._schedule.logs(step):
-            self._log()
-        if self._schedule.evaluates(step):
-            self._evaluate()
+            self._log(diagnosed)
         if self._schedule.checkpoints(step):
             self._checkpoint()
 
-    def _log(self) -> None:
+    def _log(self, diagnosed: Sequence[dict[str, float]]) -> None:
         """A row for each seed; who watches sees the means over seeds."""
         updates = np.asarray(self._states.agent.updates)
-        rows = [record.write_metrics(int(updates[seed])) for seed, record in enumerate(self._records)]
+        rows = [record.write_metrics(int(updates[seed]), diagnosed[seed]) for seed, record in enumerate(self._records)]
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         self._observer.on_metrics({**means, "env_step": self._env_step})
 
-    def _evaluate(self) -> None:
-        everything = []
+    def _evaluate(self) -> list[dict[str, float]]:
+        """Plays and records the evaluation episodes of every seed; what they say of its value and models."""
+        everything: list[Episode] = []
+        diagnosed = []
         for seed, record in enumerate(self._records):
-            models = self._take(self._states.agent.models, seed)
-            played = self._evaluator(models, self._training.evaluation_episodes)
-            record.write_evaluation(played)
-            everything += played
+            state = self._take(self._states.agent, seed)
+            played = self._evaluator.play(state.models, self._training.evaluation_episodes)
+            episodes = [trajectory.episode for trajectory in played]
+            record.write_evaluation(episodes)
+            everything += episodes
+            diagnosed.append(summarize(self._diagnostics(state, played))._asdict())
         self._observer.on_evaluation(self._env_step, everything)
+        return diagnosed
 
     def _checkpoint(self) -> None:
         for seed, record in enumerate(self._records):

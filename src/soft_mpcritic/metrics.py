@@ -9,11 +9,12 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from soft_mpcritic.agent import METRIC_NAMES
+from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.run_folder import RunFolder, Table
 from soft_mpcritic.types import AnyArray, Episode
 
 HOST_COLUMNS = ("env_step", "wall_seconds", "steps_per_second", "updates", "episodes", "train_return", "train_length")
-METRIC_COLUMNS = (*HOST_COLUMNS, *METRIC_NAMES)
+METRIC_COLUMNS = (*HOST_COLUMNS, *METRIC_NAMES, *DIAGNOSTIC_NAMES)
 EVALUATION_COLUMNS = ("env_step", "wall_seconds", "episode", "seed", "return", "length")
 RECENT_EPISODES = 20
 

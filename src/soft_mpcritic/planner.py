@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -36,6 +37,15 @@ class Models(eqx.Module):
     target_critic: SoftQ
     obs_scale: Normalizer
     change_scale: Normalizer
+
+
+class Decision(NamedTuple):
+    """What deterministic control does at B observations."""
+
+    env_action: Float[Array, "B A"]  # in the task's units
+    start: Float[Array, "B T A"]  # of the next solve
+    action: Float[Array, "B A"]  # the same action in the library's box
+    value: Float[Array, " B"]  # soft value of the solve, reward units
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,11 @@ class Planner:
 
     def control(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
-    ) -> tuple[Float[Array, "B A"], Float[Array, "B T A"]]:
-        """Deterministic control: the plan's first action in the task's units, and the start of the next solve."""
-        plan = self.plan(models, key, obs, start).plan
-        return self.to_env(plan[:, 0]), shift(plan)
+    ) -> Decision:
+        """Deterministic control: the first action of the plan."""
+        result = self.plan(models, key, obs, start)
+        action = result.plan[:, 0]
+        return Decision(self.to_env(action), shift(result.plan), action, result.value)
 
     def value(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]

@@ -1,7 +1,7 @@
 """What a run writes down, whichever loop runs it: when things fall due, rows, checkpoints and the summary."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ import numpy as np
 from soft_mpcritic.agent import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import TrainingConfig
+from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.metrics import HOST_COLUMNS, METRIC_COLUMNS, EpisodeTracker, MetricLog, MetricMeans
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
@@ -46,7 +47,8 @@ class Schedule:
         return step >= self.total_steps
 
     def logs(self, step: int) -> bool:
-        return self._due(step, self.training.log_every)
+        """An evaluation has a row of its own: it holds what the evaluation says of value and models."""
+        return self._due(step, self.training.log_every) or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:
         return self._due(step, self.training.evaluate_every)
@@ -55,7 +57,7 @@ class Schedule:
         return self._due(step, self.training.checkpoint_every)
 
     def anything(self, step: int) -> bool:
-        return self.logs(step) or self.evaluates(step) or self.checkpoints(step)
+        return self.logs(step) or self.checkpoints(step)
 
     def updates(self, step: int) -> int | None:
         """None in the seed phase; all of the pretraining on its last step; then the usual number."""
@@ -99,8 +101,8 @@ class Journal:
         self.clock.loop_seconds += seconds
         self.clock.loop_steps += steps
 
-    def write_metrics(self, updates: int) -> dict[str, Any]:
-        """The figures since the last log point, as a row of metrics.csv."""
+    def write_metrics(self, updates: int, figures: Mapping[str, float]) -> dict[str, Any]:
+        """A row of metrics.csv: what every run has, and the algorithm's own `figures`."""
         clock = self.clock
         mean_return, mean_length = self._episodes.recent_means
         row = {
@@ -111,15 +113,11 @@ class Journal:
             "episodes": self._episodes.episodes,
             "train_return": mean_return,
             "train_length": mean_length,
-            **self._take_figures(),
+            **figures,
         }
         clock.loop_seconds, clock.loop_steps = 0.0, 0
         self._open_log.write_metrics(row)
         return row
-
-    def _take_figures(self) -> dict[str, float]:
-        """What the algorithm itself adds to a row."""
-        return {}
 
     def write_evaluation(self, played: Sequence[Episode]) -> None:
         """Evaluation episodes, as rows of evaluations.csv."""
@@ -203,9 +201,11 @@ class RunRecord(Journal):
         }
         self.checkpoints.save(self.clock.env_step, state, progress)
 
+    def write_metrics(self, updates: int, figures: Mapping[str, float]) -> dict[str, Any]:
+        """The means since the last log point, and what an evaluation found, if there was one: `figures`."""
+        unknown = dict.fromkeys(DIAGNOSTIC_NAMES, float("nan"))
+        return super().write_metrics(updates, {**self.means.take(), **unknown, **figures})
+
     def close(self) -> None:
         self.checkpoints.close()
         super().close()
-
-    def _take_figures(self) -> dict[str, float]:
-        return self.means.take()

@@ -15,6 +15,7 @@ from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit, jit_on_leaves
 from soft_mpcritic.config import ConfigError
+from soft_mpcritic.diagnostics import Diagnostics, summarize
 from soft_mpcritic.envs import BadObservationError, EnvVector, make_task
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
@@ -61,7 +62,7 @@ class Run:
         training = settings.config.training
         self._agent = Agent(make_task(settings.env_id), settings.config)
         self._envs = EnvVector(self._agent.task, training.num_envs, training.vectorization)
-        self._evaluator = Evaluator(self._agent)
+        self._evaluator, self._diagnostics = Evaluator(self._agent), Diagnostics(self._agent)
 
         agent = self._agent
         self._begin = jit(agent.begin, donate_argnums=0)
@@ -113,14 +114,20 @@ class Run:
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""
         step = self._env_step
+        diagnosed = self._evaluate() if self._schedule.evaluates(step) else {}
         if self._schedule.logs(step):
-            self._observer.on_metrics(self._record.write_metrics(int(self._state.updates)))
-        if self._schedule.evaluates(step):
-            played = self._evaluator(self._state.models, self._settings.config.training.evaluation_episodes)
-            self._record.write_evaluation(played)
-            self._observer.on_evaluation(step, played)
+            self._observer.on_metrics(self._record.write_metrics(int(self._state.updates), diagnosed))
         if self._schedule.checkpoints(step):
             self._checkpoint()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Plays and records evaluation episodes; what they say of value and models."""
+        state = self._state
+        played = self._evaluator.play(state.models, self._settings.config.training.evaluation_episodes)
+        episodes = [trajectory.episode for trajectory in played]
+        self._record.write_evaluation(episodes)
+        self._observer.on_evaluation(self._env_step, episodes)
+        return summarize(self._diagnostics(state, played))._asdict()
 
     def _checkpoint(self) -> None:
         self._record.checkpoint(self._state, self._envs.snapshot(), self._action)

@@ -47,6 +47,18 @@ class Episode(NamedTuple):
     length: int
 
 
+class Trajectory(NamedTuple):
+    """One evaluation episode in full: L steps, on the host."""
+
+    episode: Episode
+    obs: Float[np.ndarray, "L S"]
+    action: Float[np.ndarray, "L A"]  # in the library's box [-1, 1]
+    reward: Float[np.ndarray, " L"]
+    next_obs: Float[np.ndarray, "L S"]
+    soft_value: Float[np.ndarray, " L"]  # of the online solve that chose the action, reward units
+    terminated: bool  # by the task's own end; cut by a time limit otherwise
+
+
 class PlanStats(NamedTuple):
     """How well a solve went, per problem."""
 
