@@ -33,6 +33,7 @@ class ObjectiveConfig:
     risk: Literal["mean", "entropic", "cvar", "worst"] = "mean"  # joins the members' returns in all_members
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
+    goal: Literal["known", "learned"] = "known"  # reward and termination: as the task tells them, or from experience
 
     def __post_init__(self) -> None:
         check_choices(self)
