@@ -302,8 +302,8 @@ class Agent:
 
     def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors]:
         """One step of a learned goal on the whole batch."""
-        models, goal = state.models, state.models.goal
-        if goal is None:
+        models, goal, optimizer = state.models, state.models.goal, state.goal_optimizer
+        if goal is None or optimizer is None:
             return state, GoalErrors(jnp.array(jnp.nan), jnp.array(jnp.nan))
         features, next_features = (self.planner.features(models, obs) for obs in (batch.obs, batch.next_obs))
 
@@ -312,7 +312,7 @@ class Agent:
             return learned.loss(features, batch.action, next_features, batch.reward, batch.terminated)
 
         (_, errors), gradient = jax.value_and_grad(loss_of, has_aux=True)(goal.network)
-        network, optimizer = _descend(self._dynamics_optimizer, gradient, state.goal_optimizer, goal.network)
+        network, optimizer = _descend(self._dynamics_optimizer, gradient, optimizer, goal.network)
         models = dataclasses.replace(models, goal=LearnedGoal(network, goal.reward_scale))
         return dataclasses.replace(state, models=models, goal_optimizer=optimizer), errors
 

@@ -272,7 +272,7 @@ def _check_parent(name: str, path: Path) -> None:
 
 def _new_run_dir(env_id: str, preset_name: str, seed: int) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{env_id.replace('/', '-')}-{preset_name}-seed{seed}-{stamp}"
+    return Path("runs") / f"{env_id.replace('/', '-').replace(':', '-')}-{preset_name}-seed{seed}-{stamp}"
 
 
 def _in_words(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import difflib
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -70,15 +71,27 @@ def _own_task(env_id: str, backend: str) -> Task:
 
 
 def _unknown_spec(env_id: str) -> TaskSpec:
-    endless = gym.spec(env_id).max_episode_steps is None
+    endless = gym.registry[_name(env_id)].max_episode_steps is None
     return TaskSpec(unknown, unknown, {"max_episode_steps": EPISODE_STEPS} if endless else {})
 
 
 def _check_registered(env_id: str) -> None:
-    if env_id not in gym.registry:
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
+    """Of Gymnasium's "module:id", the module is imported first: it registers the id."""
+    module, name = env_id.rpartition(":")[0], _name(env_id)
+    try:
+        if module:
+            import_module(module)
+    except Exception as error:  # whatever a foreign module raises
+        told = " ".join(str(error).split())
+        raise ConfigError(f"module {module!r} of {env_id!r} cannot be imported: {told}; check PYTHONPATH.") from error
+    if name not in gym.registry:
+        near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "gymnasium.registry lists what is installed."
         raise ConfigError(f"environment {env_id!r} is not registered with Gymnasium: {hint}")
+
+
+def _name(env_id: str) -> str:
+    return env_id.rpartition(":")[2]
 
 
 def _checked_spaces(env_id: str, spec: TaskSpec) -> tuple[Box, Box]:
