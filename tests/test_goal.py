@@ -155,8 +155,11 @@ def ends_above(obs: jax.Array, action: jax.Array, next_obs: jax.Array) -> jax.Ar
 
 def learn_goal(termination: Any) -> tuple[Agent, AgentState]:
     system = dataclasses.replace(SYSTEM, spec=TaskSpec(reward_of, termination))
-    small = {"dynamics__members": 2, "planner__horizon": 1, "target_planner__horizon": 1}
-    config = learned_config(dynamics__width=64, dynamics__batch_size=64, training__num_envs=4, **small)
+    planning = {"objective__temperature": 30.0}  # hardly any: it tries everything
+    for planner in ("planner", "target_planner"):
+        planning |= {f"{planner}__horizon": 0, f"{planner}__sampler": "iid", f"{planner}__num_samples": 2}
+    size = {"dynamics__members": 2, "dynamics__width": 64, "dynamics__batch_size": 64, "training__num_envs": 4}
+    config = learned_config(**size, **planning)
     return Agent(system.task, config), learn(system, config, jax.random.key(0), 200, 5)
 
 
