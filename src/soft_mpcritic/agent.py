@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from soft_mpcritic.config import Config
 from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss
 from soft_mpcritic.envs import Task
+from soft_mpcritic.goal import GoalErrors, LearnedGoal
 from soft_mpcritic.math import polyak
 from soft_mpcritic.networks import MLP
 from soft_mpcritic.planner import Models, Planner
@@ -42,6 +43,7 @@ class AgentState(eqx.Module):
     models: Models
     dynamics_optimizer: optax.OptState
     critic_optimizer: optax.OptState
+    goal_optimizer: optax.OptState | None  # None where there is nothing to learn of the goal
     replay: Replay
     pending: Pending
     key: PRNGKeyArray
@@ -61,6 +63,8 @@ class LearningMetrics(NamedTuple):
     target_invalid: Float[Array, ""]  # fraction of target samples
     plan_age: Float[Array, ""]  # updates since the replayed plans were last refined
     plan_change: Float[Array, ""]  # root mean square of what the refinement changed
+    reward_error: Float[Array, ""]  # of a learned goal, as in `GoalErrors`; NaN for a known one
+    termination_loss: Float[Array, ""]
 
 
 class PlanningMetrics(NamedTuple):
@@ -101,6 +105,7 @@ class Agent:
             models=models,
             dynamics_optimizer=self._dynamics_optimizer.init(_params(models.dynamics.members)),
             critic_optimizer=self._critic_optimizer.init(_params(models.critic.networks)),
+            goal_optimizer=None if models.goal is None else self._dynamics_optimizer.init(_params(models.goal.network)),
             replay=Replay.init(config.training.capacity, task.obs_size, task.action_size, target_slots),
             pending=Pending(
                 obs=jnp.zeros((envs, task.obs_size)),
@@ -184,6 +189,8 @@ class Agent:
                 obs_scale=models.obs_scale.update(transition.obs),
                 change_scale=models.change_scale.update(transition.next_obs - transition.obs),
             )
+        if models.goal is not None:
+            models = dataclasses.replace(models, goal=models.goal.observe(transition.reward))
         return dataclasses.replace(
             state,
             models=models,
@@ -224,12 +231,14 @@ class Agent:
 
     def update(self, state: AgentState) -> tuple[AgentState, LearningMetrics]:
         """One round of amortised value iteration and one step of model learning."""
-        key, critic_key, dynamics_key = jax.random.split(state.key, 3)
+        key, critic_key, row_key = jax.random.split(state.key, 3)
         state, critic_figures = self._update_critic(dataclasses.replace(state, key=key), critic_key)
-        state, member_losses = self._update_dynamics(state, dynamics_key)
+        batch = state.replay.take(state.replay.sample_rows(row_key, self._batches * self.config.dynamics.batch_size))
+        state, member_losses = self._update_dynamics(state, batch)
+        state, goal_errors = self._update_goal(state, batch)
         loss = jnp.mean(member_losses)
         spread = jnp.std(member_losses) / jnp.maximum(loss, 1e-12)
-        figures = LearningMetrics(dynamics_loss=loss, member_spread=spread, **critic_figures)
+        figures = LearningMetrics(dynamics_loss=loss, member_spread=spread, **critic_figures, **goal_errors._asdict())
         return dataclasses.replace(state, updates=state.updates + 1), figures
 
     def targets(
@@ -281,16 +290,14 @@ class Agent:
         }
         return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures
 
-    def _update_dynamics(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, Float[Array, " N"]]:
+    def _update_dynamics(self, state: AgentState, batch: Transition) -> tuple[AgentState, Float[Array, " N"]]:
+        """One step of every member on its own part of the batch, or on all of it."""
         config, models = self.config.dynamics, state.models
-        batches = config.members if config.own_batches else 1
-        rows = state.replay.sample_rows(key, batches * config.batch_size)
-        batch = state.replay.take(rows)
         inputs = jnp.concatenate([self.planner.features(models, batch.obs), batch.action], axis=-1)
         targets = models.change_scale.normalize(batch.next_obs - batch.obs)
 
         def per_member(flat: Float[Array, "R X"]) -> Float[Array, "N J X"]:
-            grouped = flat.reshape(batches, config.batch_size, -1)
+            grouped = flat.reshape(self._batches, config.batch_size, -1)
             return jnp.broadcast_to(grouped, (config.members, *grouped.shape[1:]))
 
         (_, losses), gradient = jax.value_and_grad(dynamics_loss, has_aux=True)(
@@ -302,11 +309,32 @@ class Agent:
         models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
         return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses
 
+    def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors]:
+        """One step of a learned goal on the whole batch."""
+        models, goal, optimizer = state.models, state.models.goal, state.goal_optimizer
+        if goal is None or optimizer is None:
+            return state, GoalErrors(jnp.array(jnp.nan), jnp.array(jnp.nan))
+        features, next_features = (self.planner.features(models, obs) for obs in (batch.obs, batch.next_obs))
+
+        def loss_of(network: MLP) -> tuple[Array, GoalErrors]:
+            learned = dataclasses.replace(goal, network=network)
+            return learned.loss(features, batch.action, next_features, batch.reward, batch.terminated)
+
+        (_, errors), gradient = jax.value_and_grad(loss_of, has_aux=True)(goal.network)
+        network, optimizer = _descend(self._dynamics_optimizer, gradient, optimizer, goal.network)
+        models = dataclasses.replace(models, goal=LearnedGoal(network, goal.reward_scale))
+        return dataclasses.replace(state, models=models, goal_optimizer=optimizer), errors
+
     # --------------------------------------------------------------- settings
 
     @cached_property
     def planner(self) -> Planner:
         return Planner(self.task, self.config)
+
+    @property
+    def _batches(self) -> int:
+        """How many minibatches the members share out among them."""
+        return self.config.dynamics.members if self.config.dynamics.own_batches else 1
 
     @cached_property
     def _dynamics_optimizer(self) -> optax.GradientTransformation:

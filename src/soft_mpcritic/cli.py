@@ -50,7 +50,7 @@ class TrainArgs:
     """Train a controller on a task, into a run folder."""
 
     env_id: tyro.conf.Positional[str] = "InvertedDoublePendulum-v5"
-    """Id of the task: Gymnasium's, or CartPoleSwingUp on the device."""
+    """Id of the task: Gymnasium's, any with Box spaces if the goal is learned, or CartPoleSwingUp on the device."""
     preset: str = "default"
     """Named settings to start from: default, paper or paper-uniform. Every setting below can be changed on top."""
     seed: int = 0
@@ -74,7 +74,7 @@ class TrainArgs:
     def run(self) -> None:
         """Trains, with live progress, and says where the results are."""
         config = self._laid_over()
-        task = make_task(self.env_id, config.training.backend)
+        task = make_task(self.env_id, config.training.backend, config.objective.goal)
         total = task.spec.total_steps if self.total_steps is None else self.total_steps
         check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
         check(self.num_seeds >= 1, "num_seeds", "be >= 1", self.num_seeds, "1 is a single run")
@@ -374,7 +374,7 @@ def _check_parent(name: str, path: Path) -> None:
 
 def _new_run_dir(env_id: str, preset_name: str, seed: int) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{env_id.replace('/', '-')}-{preset_name}-seed{seed}-{stamp}"
+    return Path("runs") / f"{env_id.replace('/', '-').replace(':', '-')}-{preset_name}-seed{seed}-{stamp}"
 
 
 def _in_words(record: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ class ObjectiveConfig:
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
     terminal_value: bool = True  # does Q stand for everything after the horizon?
+    goal: Literal["known", "learned"] = "known"  # reward and termination: as the task tells them, or from experience
 
     def __post_init__(self) -> None:
         check_choices(self)

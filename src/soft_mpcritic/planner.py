@@ -13,6 +13,7 @@ from soft_mpcritic.config import Config, PlannerConfig
 from soft_mpcritic.critic import SoftQ
 from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, Normalizer
 from soft_mpcritic.envs import Task
+from soft_mpcritic.goal import LearnedGoal
 from soft_mpcritic.networks import MLP
 from soft_mpcritic.planning import (
     MPPI,
@@ -37,6 +38,7 @@ class Models(eqx.Module):
     target_critic: SoftQ
     obs_scale: Normalizer
     change_scale: Normalizer
+    goal: LearnedGoal | None  # None: the task's own is known
 
 
 class Decision(NamedTuple):
@@ -67,7 +69,13 @@ class Planner:
             target_critic=jax.tree.map(jnp.copy, critic),
             obs_scale=Normalizer.init(size, OBS_FLOOR),
             change_scale=Normalizer.init(size, CHANGE_FLOOR),
+            goal=self._init_goal(jax.random.fold_in(key, 2)),  # 0 and 1 are what `split` makes of a key
         )
+
+    def _init_goal(self, key: PRNGKeyArray) -> LearnedGoal | None:
+        if self.config.objective.goal == "known":
+            return None
+        return LearnedGoal.init(key, 2 * len(self._visible) + self.task.action_size, self.config.dynamics)
 
     def plan(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
@@ -128,15 +136,22 @@ class Planner:
     def model_step(
         self, models: Models, member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]
     ) -> StepOutcome:
-        """What one member makes of a step, with the task's known reward and termination; actions are clipped here."""
+        """What one member makes of a step, with reward and termination of `judge`; actions are clipped here."""
         action = jnp.clip(action, -1, 1)
         inputs = jnp.concatenate([self.features(models, obs), action], axis=-1)
         next_obs = obs + models.change_scale.denormalize(member(inputs))
+        reward, termination = self.judge(models, obs, action, next_obs)
+        continuation = 1 - termination if self.config.objective.terminations else jnp.ones_like(reward)
+        return StepOutcome(next_obs, reward, continuation)
+
+    def judge(
+        self, models: Models, obs: Float[Array, "R S"], action: Float[Array, "R A"], next_obs: Float[Array, "R S"]
+    ) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
+        """Reward and probability of termination of a step, as the task knows them or as they were learned."""
+        if models.goal is not None:
+            return models.goal(self.features(models, obs), action, self.features(models, next_obs))
         known, env_action = self.task.spec, self.to_env(action)
-        reward = known.reward(obs, env_action, next_obs)
-        if not self.config.objective.terminations:
-            return StepOutcome(next_obs, reward, jnp.ones_like(reward))
-        return StepOutcome(next_obs, reward, 1 - known.termination(obs, env_action, next_obs))
+        return known.reward(obs, env_action, next_obs), known.termination(obs, env_action, next_obs)
 
     def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
         """What the networks see of an observation: scaled, and without the task's positions unless asked for."""

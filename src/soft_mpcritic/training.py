@@ -23,9 +23,15 @@ from soft_mpcritic.run_folder import RunFolder, RunSettings, check_resumable
 from soft_mpcritic.types import Experience
 
 
+def make_agent(settings: RunSettings) -> Agent:
+    """The agent that a run asks for; raises `ConfigError` for a task that does not go with the settings."""
+    config = settings.config
+    return Agent(make_task(settings.env_id, config.training.backend, config.objective.goal), config)
+
+
 def prepare_run(folder: RunFolder, asked: RunSettings, resume: bool) -> RunSettings:
     """The settings to run with; makes the folder or checks that the stored run can go on. Raises `ConfigError`."""
-    make_task(asked.env_id, asked.config.training.backend)
+    make_agent(asked)
     if not folder.exists:
         folder.create(asked)
         return asked
@@ -60,7 +66,7 @@ class Run:
         self._record = RunRecord(folder, settings)
         self._schedule = Schedule(settings.config.training, settings.total_steps)
         training = settings.config.training
-        self._agent = Agent(make_task(settings.env_id), settings.config)
+        self._agent = make_agent(settings)
         self._envs = EnvVector(self._agent.task, training.num_envs, training.vectorization)
         self._evaluator, self._diagnostics = Evaluator(self._agent), Diagnostics(self._agent)
 
@@ -168,7 +174,7 @@ class Run:
 
 def load_state(folder: RunFolder, settings: RunSettings) -> tuple[Agent, AgentState]:
     """The agent of a run folder as its newest checkpoint has it; raises `ConfigError` where there is none."""
-    agent = Agent(make_task(settings.env_id, settings.config.training.backend), settings.config)
+    agent = make_agent(settings)
     if not folder.has_checkpoints:
         raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
     checkpoints = Checkpoints(folder, settings.config.training.checkpoints_kept)

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.compilation import jit
+from soft_mpcritic.config import check
 from soft_mpcritic.envs import EnvVector
 from soft_mpcritic.evaluation import controlled_steps
 from soft_mpcritic.planner import Models
@@ -55,27 +56,26 @@ def _render_options(agent: Agent) -> dict[str, str]:
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     options = {"render_mode": "rgb_array"}
-    env = agent.task.make_env(**options)
     try:
-        env.reset(seed=0)
-        return options if isinstance(env.render(), np.ndarray) else {}
-    except Exception:  # every way in which a graphics driver can be missing has an exception type of its own
+        with agent.task.make_env(**options) as env:
+            env.reset(seed=0)
+            return options if isinstance(env.render(), np.ndarray) else {}
+    except Exception:  # each way in which a graphics driver or the rendering itself is missing raises something else
         return {}
-    finally:
-        env.close()
 
 
 def _frame_source(env: gym.Env) -> Callable[[], np.ndarray]:
     if env.render_mode == "rgb_array":
         return lambda: np.asarray(env.render())
+    drawable = hasattr(env.unwrapped, "model") and hasattr(env.unwrapped, "data")
+    check(drawable, "video", "be of an environment that renders or has a MuJoCo model", env.unwrapped, "leave it out")
     return SideView(env.unwrapped)
 
 
 class SideView:
     """Draws a MuJoCo model from the side (x-z) without OpenGL: every moving geom as a thick line, the ground as one.
 
-    The camera follows along x; its distance is that of the first frame. Raises `AttributeError` for environments
-    without a MuJoCo model.
+    The camera follows along x; its distance is that of the first frame.
     """
 
     def __init__(self, env: gym.Env) -> None:

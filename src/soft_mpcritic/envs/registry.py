@@ -3,6 +3,7 @@
 import difflib
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -11,12 +12,14 @@ from gymnasium.spaces import Box, Space
 
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.envs.device import DEVICE_TASKS, OWN_TASKS
-from soft_mpcritic.envs.tasks import TASKS, TaskSpec
+from soft_mpcritic.envs.tasks import TASKS, TaskSpec, unknown
+
+EPISODE_STEPS = 1000  # time limit of an environment that comes without: an evaluation must end
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as the agent sees it: sizes, the box of its actions and what is known of its reward."""
+    """A task as the agent sees it: sizes, the box of its actions and what is known of it beside."""
 
     env_id: str
     obs_size: int
@@ -37,22 +40,25 @@ class Task:
         return gym.make(self.env_id, disable_env_checker=True, **{**self.spec.env_options, **options})
 
 
-def make_task(env_id: str, backend: str = "host") -> Task:
-    """Looks the task up and checks its spaces; raises `ConfigError` in one line for whatever does not fit."""
+def make_task(env_id: str, backend: str = "host", goal: str = "known") -> Task:
+    """Looks the task up and checks its spaces; raises `ConfigError` in one line for whatever does not fit.
+
+    With the `goal` "learned", any environment of Gymnasium will do.
+    """
     if env_id in OWN_TASKS:
         return _own_task(env_id, backend)
-    _check_known(env_id)
+    _check_registered(env_id)
     if backend == "device" and env_id not in DEVICE_TASKS:
         raise ConfigError(
             f"environment {env_id!r} has no device version: use one of {', '.join(DEVICE_TASKS)}, or --backend host."
         )
-    spec = TASKS[env_id]
-    env = gym.make(env_id, disable_env_checker=True, **spec.env_options)
-    try:
-        obs_space = _checked_observation(env_id, env.observation_space)
-        action_space = _checked_action(env_id, env.action_space)
-    finally:
-        env.close()
+    spec = TASKS[env_id] if env_id in TASKS else _unknown_spec(env_id)
+    obs_space, action_space = _checked_spaces(env_id, spec)
+    if env_id not in TASKS and goal == "known":
+        raise ConfigError(
+            f"environment {env_id!r} has no known reward and termination here: add --objective.goal learned, add a "
+            f"TaskSpec, or use one of {', '.join(TASKS)}."
+        )
     low, high = action_space.low.astype(float), action_space.high.astype(float)
     return Task(env_id, obs_space.shape[0], tuple(low.tolist()), tuple(high.tolist()), spec)
 
@@ -64,30 +70,41 @@ def _own_task(env_id: str, backend: str) -> Task:
     return Task(env_id, own.obs_size, (-1.0,) * own.action_size, (1.0,) * own.action_size, own.spec)
 
 
-def _check_known(env_id: str) -> None:
-    if env_id not in gym.registry:
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
+def _unknown_spec(env_id: str) -> TaskSpec:
+    endless = gym.registry[_name(env_id)].max_episode_steps is None
+    return TaskSpec(unknown, unknown, {"max_episode_steps": EPISODE_STEPS} if endless else {})
+
+
+def _check_registered(env_id: str) -> None:
+    """Of Gymnasium's "module:id", the module is imported first: it registers the id."""
+    module, name = env_id.rpartition(":")[0], _name(env_id)
+    try:
+        if module:
+            import_module(module)
+    except Exception as error:  # whatever a foreign module raises
+        told = " ".join(str(error).split())
+        raise ConfigError(f"module {module!r} of {env_id!r} cannot be imported: {told}; check PYTHONPATH.") from error
+    if name not in gym.registry:
+        near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "gymnasium.registry lists what is installed."
         raise ConfigError(f"environment {env_id!r} is not registered with Gymnasium: {hint}")
-    if env_id not in TASKS:
-        _refuse_spaces_first(env_id)
-        raise ConfigError(
-            f"environment {env_id!r} has no known reward and termination here: use one of {', '.join(TASKS)}, "
-            "or add a TaskSpec."
-        )
 
 
-def _refuse_spaces_first(env_id: str) -> None:
-    """A space that can never work is the better news to give than a missing spec."""
+def _name(env_id: str) -> str:
+    return env_id.rpartition(":")[2]
+
+
+def _checked_spaces(env_id: str, spec: TaskSpec) -> tuple[Box, Box]:
+    """Spaces of observations and actions."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Gymnasium deprecates old versions at length; we refuse in one line
-            env = gym.make(env_id, disable_env_checker=True)
+            warnings.simplefilter("ignore")  # Gymnasium deprecates old versions at length
+            env = gym.make(env_id, disable_env_checker=True, **spec.env_options)
     except Exception as error:  # whatever the constructor of a foreign environment raises
         raise ConfigError(f"environment {env_id!r} cannot be made: {' '.join(str(error).split())}") from error
     try:
-        _checked_action(env_id, env.action_space)
-        _checked_observation(env_id, env.observation_space)
+        action_space = _checked_action(env_id, env.action_space)
+        return _checked_observation(env_id, env.observation_space), action_space
     finally:
         env.close()
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from soft_mpcritic.config import ConfigError
 from soft_mpcritic.types import Reward, Termination
 
 Obs = Float[Array, "R S"]
@@ -28,6 +29,11 @@ class TaskSpec:
 def never(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
     """The task has no end of its own."""
     return jnp.zeros_like(obs[:, 0])
+
+
+def unknown(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
+    """Stands for what nobody told; only a learned goal does without."""
+    raise ConfigError('objective.goal must be "learned" where reward and termination are not known, got "known".')
 
 
 def squares(rows: Float[Array, "R _"]) -> PerRow:
