@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,12 @@ def _render_options(agent: Agent) -> dict[str, str]:
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     options = {"render_mode": "rgb_array"}
-    try:
-        with agent.task.make_env(**options) as env:
-            env.reset(seed=0)
-            return options if isinstance(env.render(), np.ndarray) else {}
-    except Exception:  # each way in which a graphics driver or the rendering itself is missing raises something else
-        return {}
+    renders = False
+    # Each way in which a graphics driver or the rendering itself is missing raises something else.
+    with suppress(Exception), agent.task.make_env(**options) as env:
+        env.reset(seed=0)
+        renders = isinstance(env.render(), np.ndarray)
+    return options if renders else {}
 
 
 def _frame_source(env: gym.Env) -> Callable[[], np.ndarray]:
