@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def _render_options(agent: Agent) -> dict[str, str]:
         os.environ.setdefault("MUJOCO_GL", "egl")
     options = {"render_mode": "rgb_array"}
     try:
-        with agent.task.make_env(**options) as env:
+        with closing(agent.task.make_env(**options)) as env:
             env.reset(seed=0)
             return options if isinstance(env.render(), np.ndarray) else {}
     except Exception:  # each way in which a graphics driver or the rendering itself is missing raises something else
