@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
         rate = int(envs.first_env.metadata.get("render_fps", 30))
         stride = max(rate // 50, 1)
         with _film(out, rate / stride) as film:
-            for count, step in enumerate(steps):
-                if step.done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode
+            for count, (_, done) in enumerate(steps):
+                if done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode
                     break
                 if count % stride == 0:
                     film.append_data(frame())
@@ -56,12 +56,12 @@ def _render_options(agent: Agent) -> dict[str, str]:
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     options = {"render_mode": "rgb_array"}
-    renders = False
-    # Each way in which a graphics driver or the rendering itself is missing raises something else.
-    with suppress(Exception), agent.task.make_env(**options) as env:
-        env.reset(seed=0)
-        renders = isinstance(env.render(), np.ndarray)
-    return options if renders else {}
+    try:
+        with closing(agent.task.make_env(**options)) as env:
+            env.reset(seed=0)
+            return options if isinstance(env.render(), np.ndarray) else {}
+    except Exception:  # each way in which a graphics driver or the rendering itself is missing raises something else
+        return {}
 
 
 def _frame_source(env: gym.Env) -> Callable[[], np.ndarray]:
