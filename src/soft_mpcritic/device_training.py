@@ -55,7 +55,7 @@ class DeviceLoop:
 
     def init(self, key: PRNGKeyArray) -> LoopState:
         """Fresh networks and environments, and first actions."""
-        envs, obs = self.envs.reset(jax.random.fold_in(key, 1))
+        envs, obs = self.envs.reset(jax.random.fold_in(key, 2))  # 0 and 1: `split`'s, in the agent
         agent, action = self.agent.begin(self.agent.init(key), obs)
         return LoopState(envs, agent, action)
 

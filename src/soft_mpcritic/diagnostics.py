@@ -25,6 +25,7 @@ from soft_mpcritic.dynamics import CHANGE_FLOOR
 from soft_mpcritic.networks import MLP
 from soft_mpcritic.planner import Models, Planner
 from soft_mpcritic.planning import MPPI
+from soft_mpcritic.replay import Replay
 from soft_mpcritic.types import AnyArray, PlanResult, ReturnsFn, Trajectory, Transition
 
 SEED = 20_000  # of all that is drawn here
@@ -181,8 +182,8 @@ class Diagnostics:
 
     def _models(self, state: AgentState, played: Sequence[Trajectory], rng: np.random.Generator) -> ModelErrors:
         windows = draw_windows(played, rng, self._effort.windows, self._steps_ahead)
-        deviation = self._deviation(state.replay.take(state.replay.sample_rows(jax.random.key(SEED), SCALE_ROWS)))
-        errors = ModelErrors(*(np.asarray(part, float) for part in self._roll(state.models, windows, deviation)))
+        errors = self._roll(state.models, windows, self._deviation(state.replay))
+        errors = ModelErrors(*(np.asarray(part, float) for part in errors))
         begun = windows.live[:, 0]
         return errors._replace(spread=errors.spread[begun], miss=errors.miss[begun])
 
@@ -315,8 +316,9 @@ def draw_windows(played: Sequence[Trajectory], rng: np.random.Generator, count: 
     return windows
 
 
-def change_deviation(batch: Transition) -> Float[Array, " S"]:
-    """Standard deviation of s' - s over a batch, with the floor that normalisation has."""
+def change_deviation(replay: Replay) -> Float[Array, " S"]:
+    """Standard deviation of s' - s over replayed transitions, with the floor that normalisation has."""
+    batch = replay.take(replay.sample_rows(jax.random.key(SEED), SCALE_ROWS))
     return jnp.maximum(jnp.std(batch.next_obs - batch.obs, axis=0), CHANGE_FLOOR)
 
 
