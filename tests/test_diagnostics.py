@@ -107,7 +107,7 @@ def played(lengths: tuple[int, ...] = (60, 40), actions: float = 0.0, terminated
         paid = path[:-1] @ GAIN
         parts = (path[:-1], action, paid, path[1:], path[:-1] @ VALUE + 1.0)
         trajectories.append(
-            Trajectory(Episode(index, float(paid.sum()), length), *(p.astype(np.float32) for p in parts), terminated)
+            Trajectory(Episode(index, float(paid.sum()), length), *(p.astype(np.float32) for p in parts), terminated)  # pyright: ignore[reportCallIssue]
         )
     return trajectories
 
@@ -257,8 +257,8 @@ def test_a_model_that_drifts_errs_by_what_a_loop_says(scale: float):
             paid_error[member, k] = GAIN @ off
             off = A @ off + drift[member]
             error[member, k] = off
-    tolerance = {"rtol": 0.1, "atol": 1e-9}  # the deviation is that of 2,048 rows drawn from these 100
-    np.testing.assert_allclose(models.squares, (error / deviation) ** 2, **tolerance)
+    # rtol: the deviation is that of 2,048 rows drawn from these 100
+    np.testing.assert_allclose(models.squares, (error / deviation) ** 2, rtol=0.1, atol=1e-9)
     np.testing.assert_allclose(models.reward_squares, paid_error**2, rtol=1e-3, atol=1e-9)
     spread = np.sqrt(np.mean((drift.std(axis=0, ddof=1) / deviation) ** 2))
     missed = np.sqrt(np.mean((drift.mean(axis=0) / deviation) ** 2))

@@ -208,9 +208,7 @@ class Agent:
         result = self.planner.plan(state.models, plan_key, state.pending.obs, state.pending.plan)
         action = _first_action(result, explore)
         if self.config.training.critic_steps > 0:
-            critic_key, choice_key = jax.random.split(
-                jax.random.fold_in(plan_key, 2)
-            )  # 0 and 1: `split`'s, in the plan
+            critic_key, choice_key = jax.random.split(jax.random.fold_in(plan_key, 2))  # 0 and 1: the plan's own
             tried = self.planner.plan_on_critic(state.models, critic_key, state.pending.obs, result.plan)
             chosen = jax.random.bernoulli(choice_key, self.config.training.critic_steps, (action.shape[0], 1))
             action = jnp.where(chosen, _first_action(tried, explore), action)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from soft_mpcritic.diagnostics import Diagnosis, ModelErrors, SolveSample, ValueSample, reliability
+from soft_mpcritic.types import AnyArray
 
 POINTS = 2000  # of a scatter plot
 GREY, BLUE, ORANGE, GREEN = "0.45", "tab:blue", "tab:orange", "tab:green"
@@ -137,7 +138,7 @@ def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _diagonal(axes: Axes, range_of: np.ndarray) -> None:
+def _diagonal(axes: Axes, range_of: AnyArray) -> None:
     """Where both axes agree."""
     ends = [np.min(range_of), np.max(range_of)]
     axes.plot(ends, ends, color="black", linewidth=0.8, label="agree")

@@ -338,7 +338,7 @@ def model_errors(planner: Planner, models: Models, windows: Windows, deviation: 
 
 
 def roll_members(
-    planner: Planner, models: Models, obs: Float[Array, "R S"], actions: Float[Array, "R W A"]
+    planner: Planner, models: Models, obs: Float[AnyArray, "R S"], actions: Float[AnyArray, "R W A"]
 ) -> tuple[Float[Array, "N R W S"], Float[Array, "N R W"]]:
     """Observations and rewards that each member, kept to the end, predicts for actions played open loop."""
 
@@ -430,7 +430,7 @@ def _filled(rows: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([rows, np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
-def _live_mean(values: Float[Array, "N R W X"], live: Bool[Array, "1 R W 1"]) -> Float[Array, "N W X"]:
+def _live_mean(values: Float[AnyArray, "N R W X"], live: Bool[AnyArray, "1 R W 1"]) -> Float[Array, "N W X"]:
     return jnp.sum(jnp.where(live, values, 0.0), axis=1) / jnp.sum(live, axis=1, dtype=values.dtype)
 
 

@@ -33,8 +33,8 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
         rate = int(envs.first_env.metadata.get("render_fps", 30))
         stride = max(rate // 50, 1)
         with _film(out, rate / stride) as film:
-            for count, (_, done) in enumerate(steps):
-                if done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode
+            for count, step in enumerate(steps):
+                if step.done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode
                     break
                 if count % stride == 0:
                     film.append_data(frame())
