@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,16 +17,25 @@ import jax
 import numpy as np
 import tyro
 
+from soft_mpcritic.baselines import (
+    BASELINE_PACKAGES,
+    Algorithm,
+    Baseline,
+    SbxLearner,
+    baseline_task,
+    train_baseline,
+)
 from soft_mpcritic.bench.control import ControlArgs
 from soft_mpcritic.bench.planner import PlannerArgs
 from soft_mpcritic.bench.training import TrainingArgs
-from soft_mpcritic.config import PRESETS, Config, ConfigError, check, override, preset
+from soft_mpcritic.comparison import EvaluatedRun, GroupBy, group_runs, markdown_table, write_tidy
+from soft_mpcritic.config import PRESETS, Config, ConfigError, TrainingConfig, check, override, preset
 from soft_mpcritic.console import Console
 from soft_mpcritic.device_training import prepare_seeds, seed_folders, train_on_device
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
-from soft_mpcritic.plotting import plot_runs
+from soft_mpcritic.plotting import BandKind, XAxis, plot_groups
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import load_state, prepare_run, train
 from soft_mpcritic.video import record_episode
@@ -72,13 +82,13 @@ class TrainArgs:
         asked = RunSettings(self.env_id, self.preset, self.seed, total, config)
         if config.training.backend == "device":
             runs = prepare_seeds(folder, asked, self.num_seeds, self.resume)
-            with Console(asked, folder, self.num_seeds) as console:
+            with Console(asked.description, folder, self.num_seeds) as console:
                 summary, *_ = train_on_device(folder, runs, console)
         else:
             several = "--backend device trains several at once"
             check(self.num_seeds == 1, "num_seeds", "be 1 on the host", self.num_seeds, several)
             settings = prepare_run(folder, asked, self.resume)
-            with Console(settings, folder) as console:
+            with Console(settings.description, folder) as console:
                 summary = train(folder, settings, console)
         console.report(summary)
 
@@ -86,6 +96,41 @@ class TrainArgs:
         """The settings with the short options laid over them."""
         short = {"backend": self.backend, "num_envs": self.num_envs, "matmul_precision": self.matmul_precision}
         return override(self.config, {f"training.{name}": value for name, value in short.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class BaselineArgs:
+    """Train a published model-free algorithm on a task, evaluated as ours are, into a run folder for `plot`."""
+
+    algorithm: tyro.conf.Positional[Algorithm]
+    env_id: tyro.conf.Positional[str]
+    """Id of a task of Gymnasium; its standard observation is what the algorithm sees."""
+    seed: int = 0
+    """Of networks, exploration and environment."""
+    total_steps: int | None = None
+    """Environment steps to train for; by default the task's budget."""
+    run_dir: Path | None = None
+    """Where everything is kept; by default a new folder under runs/."""
+    learning_starts: int = 100
+    """Random steps before the first update: 100 is sbx's, the authors of SAC took up to 10,000."""
+    evaluate_every: int = 2_500
+    evaluation_episodes: int = 10
+
+    def run(self) -> None:
+        """Trains, with live progress, and says where the results are."""
+        _check_seed(self.seed)
+        training = TrainingConfig(evaluate_every=self.evaluate_every, evaluation_episodes=self.evaluation_episodes)
+        task = baseline_task(self.env_id)
+        total = task.spec.total_steps if self.total_steps is None else self.total_steps
+        check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
+        baseline = Baseline(self.algorithm, self.env_id, self.seed, total, self.learning_starts, training)
+        folder = RunFolder(self.run_dir or _new_run_dir(self.env_id, self.algorithm, self.seed))
+        check(not seed_folders(folder), "run_dir", "be a new folder", folder.path, "baselines cannot be resumed")
+        learner = SbxLearner(baseline, task)
+        folder.create(baseline.description, BASELINE_PACKAGES)
+        with Console(baseline.description, folder) as console:
+            summary = train_baseline(folder, baseline, task, learner, console)
+        console.report(summary)
 
 
 @dataclass(frozen=True)
@@ -140,23 +185,51 @@ class EvaluateArgs:
 
 @dataclass(frozen=True)
 class PlotArgs:
-    """Draw the learning curves of one or more run folders."""
+    """Draw learning curves: runs that differ by their seeds alone are one line with a band."""
 
     run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders that hold a run per seed: seed0, seed1, .."""
     out: Path | None = None
     """The picture; by default learning_curve.png in the first folder."""
+    group_by: GroupBy = "setting"
+    """What makes runs one group: the same settings, or one of the folders named here."""
+    band: BandKind = "iqm"
+    """Over the runs of a group: interquartile mean with its 95 % interval, or median with 20 to 80 %."""
+    x: XAxis = "steps"
+    """Against environment steps, or minutes of wall time."""
+    threshold: float | None = None
+    """A return to mark, and for the table to say when it was reached."""
+    stays: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Reached means: from there on, no evaluation falls short of the threshold."""
+    csv: Path | None = None
+    """Also write every run's evaluations as one table into this file."""
+    table: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print a markdown table of the groups instead of the picture's name."""
 
     def run(self) -> None:
         """Writes the picture and says where it is."""
         check(len(self.run_dirs) > 0, "run_dirs", "name at least one run folder", "none", "give a folder")
-        folders = [RunFolder(path) for path in self.run_dirs]
-        out = folders[0].curve if self.out is None else self.out
+        out = RunFolder(self.run_dirs[0]).curve if self.out is None else self.out
         check(out.suffix in (".png", ".pdf", ".svg"), "out", "end in .png, .pdf or .svg", out, "rename it")
-        for folder in folders:
-            folder.read_settings()
-        _check_parent("out", out)
-        plot_runs(folders, out)
-        print(out)
+        finite = self.threshold is None or math.isfinite(self.threshold)
+        check(finite, "threshold", "be a finite number", self.threshold, "give a return")
+        check(not self.stays or self.threshold is not None, "stays", "come with --threshold", "none", "add one")
+        runs = [
+            EvaluatedRun.read(run, path)
+            for path in self.run_dirs
+            for run in seed_folders(RunFolder(path)) or [RunFolder(path)]
+        ]
+        groups = group_runs(runs, self.group_by)
+        env_ids = sorted({group.env_id for group in groups})
+        fits = self.threshold is None or len(env_ids) == 1
+        check(fits, "threshold", "belong to one environment", ", ".join(env_ids), "plot them one by one")
+        for name, path in (("out", out), ("csv", self.csv)):
+            if path is not None:
+                _check_parent(name, path)
+        plot_groups(groups, out, self.x, self.band, self.threshold)
+        if self.csv is not None:
+            write_tidy(groups, self.csv)
+        print(markdown_table(groups, self.threshold, self.stays) if self.table else out)
 
 
 @dataclass(frozen=True)
@@ -192,6 +265,7 @@ def _parse(arguments: list[str]) -> Any:
     """The command with its arguments. Defaults of `train` come from the preset, or from the run to be resumed."""
     command: Any = (
         Annotated[TrainArgs, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
+        | Annotated[BaselineArgs, tyro.conf.subcommand("baseline")]
         | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
         | Annotated[ExportArgs, tyro.conf.subcommand("export")]

@@ -7,18 +7,18 @@ import numpy as np
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.run_folder import OURS, RunDescription, RunFolder
 from soft_mpcritic.types import Episode
 
 
 class Console:
     """A progress bar with steps, return, speed and time left; plain lines where there is no terminal."""
 
-    def __init__(self, settings: RunSettings, folder: RunFolder, num_seeds: int = 1) -> None:
+    def __init__(self, run: RunDescription, folder: RunFolder, num_seeds: int = 1) -> None:
         self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self._settings, self._folder = settings, folder
-        last = settings.seed + num_seeds - 1
-        self._seeds = f"seed {settings.seed}" if num_seeds == 1 else f"seeds {settings.seed} to {last}"
+        self._run, self._folder = run, folder
+        last = run.seed + num_seeds - 1
+        self._seeds = f"seed {run.seed}" if num_seeds == 1 else f"seeds {run.seed} to {last}"
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -29,11 +29,12 @@ class Console:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("compiling", total=settings.total_steps, speed="")
+        self._task = self._progress.add_task("compiling", total=run.total_steps, speed="")
 
     def __enter__(self) -> "Console":
-        name = f"{self._settings.env_id}, preset {self._settings.preset}, {self._seeds}"
-        self._console.print(f"training {name}, into {self._folder.path}")
+        run = self._run
+        how = f"preset {run.preset}" if run.algorithm == OURS else f"baseline {run.algorithm}"
+        self._console.print(f"training {run.env_id}, {how}, {self._seeds}, into {self._folder.path}")
         self._progress.start()
         return self
 
@@ -61,7 +62,8 @@ class Console:
 
     def report(self, summary: dict[str, Any]) -> None:
         """Where everything is."""
-        state = "done" if summary["status"] == "finished" else "stopped; go on with --resume"
+        stopped = "stopped; go on with --resume" if self._run.algorithm == OURS else "stopped"
+        state = "done" if summary["status"] == "finished" else stopped
         self._console.print(f"{state} after {summary['env_step']} steps and {summary['wall_seconds']:.0f} s")
         if self._folder.curve.is_file():
             self._console.print(f"learning curve: {self._folder.curve}")

@@ -101,9 +101,9 @@ class MetricMeans:
 class MetricLog:
     """metrics.csv, evaluations.csv and TensorBoard; a resumed run goes on after `resumed_at`."""
 
-    def __init__(self, folder: RunFolder, resumed_at: int = -1) -> None:
+    def __init__(self, folder: RunFolder, resumed_at: int = -1, columns: Sequence[str] = METRIC_COLUMNS) -> None:
         path: Path = folder.path
-        self._metrics = Table(path / "metrics.csv", METRIC_COLUMNS, resumed_at)
+        self._metrics = Table(path / "metrics.csv", columns, resumed_at)
         self._evaluations = Table(path / "evaluations.csv", EVALUATION_COLUMNS, resumed_at)
         purge = resumed_at + 1 if resumed_at >= 0 else None
         self._board = SummaryWriter(str(path / "tensorboard"), purge_step=purge, write_to_disk=True)

@@ -10,9 +10,9 @@ import numpy as np
 from soft_mpcritic.agent import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import TrainingConfig
-from soft_mpcritic.metrics import EpisodeTracker, MetricLog, MetricMeans
+from soft_mpcritic.metrics import HOST_COLUMNS, METRIC_COLUMNS, EpisodeTracker, MetricLog, MetricMeans
 from soft_mpcritic.plotting import plot_runs
-from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
 from soft_mpcritic.types import AnyArray, Episode
 
 
@@ -69,37 +69,22 @@ class Schedule:
         return self.ends(step) or step // every > (step - self.training.num_envs) // every
 
 
-class RunRecord:
-    """Counters, tables and checkpoints of one run, in its folder; `checkpoints_kept` is the least number to keep."""
+class Journal:
+    """Counters and tables of one run, in its folder, whatever its algorithm."""
 
-    def __init__(self, folder: RunFolder, settings: RunSettings, checkpoints_kept: int = 1) -> None:
-        training = settings.config.training
+    def __init__(
+        self, folder: RunFolder, run: RunDescription, num_envs: int = 1, columns: Sequence[str] = HOST_COLUMNS
+    ) -> None:
         self._started = time.perf_counter()
-        self._folder, self._settings, self._num_envs = folder, settings, training.num_envs
-        self._episodes, self.means = EpisodeTracker(training.num_envs), MetricMeans()
+        self._folder, self._run, self._num_envs, self._columns = folder, run, num_envs, columns
+        self._episodes = EpisodeTracker(num_envs)
         self.clock = Clock()
         self._last_evaluation: list[Episode] = []
-        self.checkpoints = Checkpoints(folder, max(training.checkpoints_kept, checkpoints_kept))
         self._log: MetricLog | None = None
 
-    def load(self, template: AgentState, step: int) -> tuple[AgentState, dict[str, Any]]:
-        """The state and all counters as the checkpoint of `step` has them, and what else was kept with it."""
-        state, progress = self.checkpoints.load(template, step)
-        self.clock = Clock(
-            progress["env_step"], progress["wall_seconds"], progress["loop_seconds"], progress["loop_steps"]
-        )
-        self._episodes.load(progress["episodes"])
-        self.means.load(progress["means"])
-        self._last_evaluation = [Episode(*values) for values in progress["last_evaluation"]]
-        return state, progress
-
-    def open(self, resumed_at: int | None) -> None:
+    def open(self, resumed_at: int | None = None) -> None:
         """Readies the tables for what comes after `resumed_at`."""
-        self._log = MetricLog(self._folder, -1 if resumed_at is None else resumed_at)
-
-    def restart_episodes(self) -> None:
-        """The running episodes could not be brought back."""
-        self._episodes.restart()
+        self._log = MetricLog(self._folder, -1 if resumed_at is None else resumed_at, self._columns)
 
     # ------------------------------------------------------------------- while it runs
 
@@ -126,16 +111,82 @@ class RunRecord:
             "episodes": self._episodes.episodes,
             "train_return": mean_return,
             "train_length": mean_length,
-            **self.means.take(),
+            **self._take_figures(),
         }
         clock.loop_seconds, clock.loop_steps = 0.0, 0
         self._open_log.write_metrics(row)
         return row
 
+    def _take_figures(self) -> dict[str, float]:
+        """What the algorithm itself adds to a row."""
+        return {}
+
     def write_evaluation(self, played: Sequence[Episode]) -> None:
         """Evaluation episodes, as rows of evaluations.csv."""
         self._last_evaluation = list(played)
         self._open_log.write_evaluation(self.clock.env_step, self._wall_seconds(), played)
+
+    # ------------------------------------------------------------------- at the end
+
+    def finish(self, updates: int) -> dict[str, Any]:
+        """Learning curve and summary."""
+        returns = [episode.ret for episode in self._last_evaluation]
+        finished = self.clock.env_step >= self._run.total_steps
+        summary = {
+            "status": "finished" if finished else "interrupted",
+            "env_id": self._run.env_id,
+            "algorithm": self._run.algorithm,
+            "preset": self._run.preset,
+            "seed": self._run.seed,
+            "env_step": self.clock.env_step,
+            "updates": updates,
+            "wall_seconds": round(self._wall_seconds(), 3),
+            "evaluation_episodes": len(returns),
+            "evaluation_return_mean": float(np.mean(returns)) if returns else None,
+            "evaluation_return_min": min(returns, default=None),
+            "evaluation_return_max": max(returns, default=None),
+        }
+        self._folder.write_summary(summary)
+        if returns:
+            plot_runs([self._folder], self._folder.curve)
+        return summary
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def _open_log(self) -> MetricLog:
+        assert self._log is not None, "open() comes first"
+        return self._log
+
+    def _wall_seconds(self) -> float:
+        return self.clock.wall_seconds + time.perf_counter() - self._started
+
+
+class RunRecord(Journal):
+    """The journal of a run of ours, with its checkpoints; `checkpoints_kept` is the least number to keep."""
+
+    def __init__(self, folder: RunFolder, settings: RunSettings, checkpoints_kept: int = 1) -> None:
+        training = settings.config.training
+        super().__init__(folder, settings.description, training.num_envs, METRIC_COLUMNS)
+        self.means = MetricMeans()
+        self.checkpoints = Checkpoints(folder, max(training.checkpoints_kept, checkpoints_kept))
+
+    def load(self, template: AgentState, step: int) -> tuple[AgentState, dict[str, Any]]:
+        """The state and all counters as the checkpoint of `step` has them, and what else was kept with it."""
+        state, progress = self.checkpoints.load(template, step)
+        self.clock = Clock(
+            progress["env_step"], progress["wall_seconds"], progress["loop_seconds"], progress["loop_steps"]
+        )
+        self._episodes.load(progress["episodes"])
+        self.means.load(progress["means"])
+        self._last_evaluation = [Episode(*values) for values in progress["last_evaluation"]]
+        return state, progress
+
+    def restart_episodes(self) -> None:
+        """The running episodes could not be brought back."""
+        self._episodes.restart()
 
     def checkpoint(self, state: AgentState, environments: Any, action: AnyArray) -> None:
         """Everything that the run needs to go on from here."""
@@ -152,39 +203,9 @@ class RunRecord:
         }
         self.checkpoints.save(self.clock.env_step, state, progress)
 
-    # ------------------------------------------------------------------- at the end
-
-    def finish(self, updates: int) -> dict[str, Any]:
-        """Learning curve and summary."""
-        returns = [episode.ret for episode in self._last_evaluation]
-        finished = self.clock.env_step >= self._settings.total_steps
-        summary = {
-            "status": "finished" if finished else "interrupted",
-            "env_id": self._settings.env_id,
-            "preset": self._settings.preset,
-            "seed": self._settings.seed,
-            "env_step": self.clock.env_step,
-            "updates": updates,
-            "wall_seconds": round(self._wall_seconds(), 3),
-            "evaluation_episodes": len(returns),
-            "evaluation_return_mean": float(np.mean(returns)) if returns else None,
-            "evaluation_return_min": min(returns, default=None),
-            "evaluation_return_max": max(returns, default=None),
-        }
-        self._folder.write_summary(summary)
-        if returns:
-            plot_runs([self._folder], self._folder.curve)
-        return summary
-
     def close(self) -> None:
         self.checkpoints.close()
-        if self._log is not None:
-            self._log.close()
+        super().close()
 
-    @property
-    def _open_log(self) -> MetricLog:
-        assert self._log is not None, "open() comes first"
-        return self._log
-
-    def _wall_seconds(self) -> float:
-        return self.clock.wall_seconds + time.perf_counter() - self._started
+    def _take_figures(self) -> dict[str, float]:
+        return self.means.take()

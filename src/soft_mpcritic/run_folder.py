@@ -16,19 +16,37 @@ from typing import Any
 from soft_mpcritic.config import Config, ConfigError, from_dict, to_dict
 
 FORMAT = 1  # of the run folder; raised when an old folder can no longer be read
+OURS = "soft-mpcritic"  # the algorithm of a run that does not name one
 CHANGEABLE = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "checkpoints_kept")  # on resume
+DESCRIBED = {"env_id": str, "algorithm": str, "preset": str, "seed": int, "total_steps": int, "settings": dict}
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "gymnasium", "mujoco", "numpy", "orbax-checkpoint")
 
 
 @dataclasses.dataclass(frozen=True)
+class RunDescription:
+    """What config.json says of any run, of our algorithm or of a baseline."""
+
+    env_id: str
+    algorithm: str
+    preset: str
+    seed: int
+    total_steps: int
+    settings: Mapping[str, Mapping[str, Any]]  # by section and name
+
+
+@dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """What a run was asked to do; config.json holds it."""
+    """What a run of our algorithm was asked to do; config.json holds it."""
 
     env_id: str
     preset: str
     seed: int
     total_steps: int
     config: Config
+
+    @property
+    def description(self) -> RunDescription:
+        return RunDescription(self.env_id, OURS, self.preset, self.seed, self.total_steps, to_dict(self.config))
 
 
 class RunFolder:
@@ -51,30 +69,37 @@ class RunFolder:
     def curve(self) -> Path:
         return self.path / "learning_curve.png"
 
-    def create(self, settings: RunSettings) -> None:
+    def create(self, run: RunSettings | RunDescription, packages: Sequence[str] = PACKAGES) -> None:
         """Makes the folder and writes config.json; raises `ConfigError` where that is impossible."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_settings(settings)
+            self.write_settings(run, packages)
         except OSError as error:
             raise ConfigError(f"run folder {self.path} cannot be written: {error.strerror}; choose another.") from error
 
-    def write_settings(self, settings: RunSettings) -> None:
+    def write_settings(self, run: RunSettings | RunDescription, packages: Sequence[str] = PACKAGES) -> None:
+        description = run.description if isinstance(run, RunSettings) else run
         record = {
             "format": FORMAT,
             "version": metadata.version("soft-mpcritic"),
-            "env_id": settings.env_id,
-            "preset": settings.preset,
-            "seed": settings.seed,
-            "total_steps": settings.total_steps,
-            "settings": to_dict(settings.config),
+            **dataclasses.asdict(description),
             "platform": {"python": platform.python_version(), "system": platform.platform()},
-            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "packages": {name: metadata.version(name) for name in packages},
         }
         write_json(self.path / "config.json", record)
 
     def read_settings(self) -> RunSettings:
-        """What config.json says; raises `ConfigError` for a folder that is none, or of another format."""
+        """The settings of a run of ours; raises `ConfigError` as `read_description`, and for a baseline's run."""
+        run = self.read_description()
+        if run.algorithm != OURS:
+            raise ConfigError(f"{self.path} is a run of the baseline {run.algorithm}: only plot reads these.")
+        return RunSettings(run.env_id, run.preset, run.seed, run.total_steps, from_dict(run.settings))
+
+    def read_description(self) -> RunDescription:
+        """What config.json says; raises `ConfigError` for a folder that is none, or of another format.
+
+        Settings of ours that an older version did not have are at their defaults.
+        """
         if not self.exists:
             seeds = sorted(entry.parent.name for entry in self.path.glob("seed*/config.json"))
             if seeds:
@@ -86,16 +111,18 @@ class RunFolder:
                 f"run folder {self.path} has format {record.get('format')}, this version reads {FORMAT}: "
                 f"use soft-mpcritic {record.get('version', 'that wrote it')}."
             )
+        record.setdefault("algorithm", OURS)
         try:
-            for name, kind in (("env_id", str), ("preset", str), ("seed", int), ("total_steps", int)):
+            for name, kind in DESCRIBED.items():
                 if type(record[name]) is not kind:
                     raise TypeError(f"{name} is {record[name]!r}")
-            config = from_dict(record["settings"])
+            if record["algorithm"] == OURS:
+                record["settings"] = to_dict(from_dict(record["settings"]))
         except ConfigError as error:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}") from error
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error!r}; start another run.") from error
-        return RunSettings(record["env_id"], record["preset"], record["seed"], record["total_steps"], config)
+        return RunDescription(**{name: record[name] for name in DESCRIBED})
 
     def _read_record(self) -> dict[str, Any]:
         try:
