@@ -36,10 +36,12 @@ from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_ta
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
 from soft_mpcritic.plotting import BandKind, XAxis, plot_groups
+from soft_mpcritic.reproduce.command import FailedRunsError, ReproduceArgs
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import load_state, prepare_run, train
 from soft_mpcritic.video import record_episode
 
+RUNS_FAILED = 1
 USER_CAN_MEND = 2
 
 
@@ -251,13 +253,19 @@ class ExportArgs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error)."""
+    """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error).
+
+    1 where runs of a grid failed: the line names them and their logs.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         _parse(arguments).run()
     except (ConfigError, BadObservationError) as error:
         print(f"soft-mpcritic: {error}", file=sys.stderr)
         return USER_CAN_MEND
+    except FailedRunsError as error:
+        print(f"soft-mpcritic: {error}", file=sys.stderr)
+        return RUNS_FAILED
     return 0
 
 
@@ -269,6 +277,7 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[EvaluateArgs, tyro.conf.subcommand("evaluate")]
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
         | Annotated[ExportArgs, tyro.conf.subcommand("export")]
+        | Annotated[ReproduceArgs, tyro.conf.subcommand("reproduce")]
         | _bench_command()
     )
     return _one_line_errors(lambda: tyro.cli(command, args=arguments, prog="soft-mpcritic", description=_description()))
