@@ -64,7 +64,7 @@ class OurRun(GridRun):
 
     def check(self) -> None:
         if self.folder.exists:
-            with _another_out():
+            with _in_words_of_the_grid(self.folder):
                 check_resumable(self.folder.read_settings(), self.asked, self.folder)
 
     def arguments(self) -> list[str]:
@@ -82,7 +82,7 @@ class BaselineRun(GridRun):
     def check(self) -> None:
         if not self.folder.exists:
             return
-        with _another_out():
+        with _in_words_of_the_grid(self.folder):
             stored, asked = self.folder.read_description(), self.asked.description
             for name in ("env_id", "algorithm", "seed", "settings"):
                 was, now = getattr(stored, name), getattr(asked, name)
@@ -193,9 +193,9 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def _another_out() -> Iterator[None]:
-    """Refusals of a run folder in the grid's words."""
+def _in_words_of_the_grid(folder: RunFolder) -> Iterator[None]:
+    """A refusal of a run folder with the folder's name and the remedy."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{error} Its grid was made with other settings: choose another --out.") from error
+        raise ConfigError(f"{folder.path} does not fit this grid, choose another --out: {error}") from error
