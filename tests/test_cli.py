@@ -1,3 +1,4 @@
+import shutil
 import sys
 import warnings
 
@@ -10,7 +11,7 @@ from gymnasium import spaces
 from soft_mpcritic import cli
 from soft_mpcritic.config import override, preset
 from soft_mpcritic.envs import registry
-from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
 
 EVALUATIONS = "env_step,wall_seconds,episode,seed,return,length\n"
 PENDULUM = "InvertedDoublePendulum-v5"
@@ -184,11 +185,50 @@ def test_mujoco_on_the_device_without_its_package_is_refused(refused, monkeypatc
     assert "need MJX" in text and "pip install 'soft-mpcritic[device]'" in text
 
 
-@pytest.mark.parametrize("command", ["evaluate", "plot"])
-def test_a_folder_of_seeds_is_refused_with_their_names(refused, workplace, command):
+def test_a_folder_of_seeds_is_refused_with_their_names(refused, workplace):
     for seed in (0, 1):
         RunFolder(workplace / "seeds" / f"seed{seed}").create(SETTINGS)
-    assert "seeds holds a run per seed (seed0, seed1): name one of them" in refused(command, "seeds")
+    assert "seeds holds a run per seed (seed0, seed1): name one of them" in refused("evaluate", "seeds")
+
+
+@pytest.fixture
+def baseline_folder(workplace) -> RunFolder:
+    folder = RunFolder(workplace / "sac")
+    folder.create(RunDescription(PENDULUM, "sac", "default", 0, 10, {"baseline": {}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command", ["train --resume --run-dir sac", "evaluate sac", "export sac file.zip", "bench control sac"]
+)
+def test_a_baseline_is_refused_where_a_controller_is_needed(refused, baseline_folder, command):
+    assert refused(*command.split()) == "sac is a run of the baseline sac: only plot reads these."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a2c", PENDULUM], ("a2c", "sac", "td3", "ddpg")),
+        (["sac"], ("baseline", "Id of a task")),
+        (["sac", "Hoper-v5"], ("'Hoper-v5'", "did you mean Hopper-v")),
+        (["sac", "CartPoleSwingUp"], ("env_id must be a task of Gymnasium, got 'CartPoleSwingUp'", PENDULUM)),
+        (["sac", PENDULUM, "--total-steps", "0"], ("total_steps", "got 0")),
+        (["sac", PENDULUM, "--seed", "-1"], ("seed", "got -1")),
+        (["sac", PENDULUM, "--learning-starts", "0"], ("learning_starts", "got 0")),
+        (["sac", PENDULUM, "--evaluate-every", "0"], ("evaluate_every", "got 0")),
+        (["sac", PENDULUM, "--run-dir", "sac"], ("run_dir must be a new folder, got sac: baselines cannot be",)),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_baselines_that_cannot_work_are_refused(refused, baseline_folder, arguments, words):
+    text = refused("baseline", *arguments)
+    assert all(word in text for word in words), text
+
+
+def test_baselines_without_their_package_are_refused(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sbx", None)
+    text = refused("baseline", "sac", PENDULUM)
+    assert text == "baselines need sbx-rl, and sbx is missing: pip install 'soft-mpcritic[baselines]'."
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["--seed", "1"]], ids=str)
@@ -362,8 +402,62 @@ def test_plot_draws_and_says_where(run_folder, workplace, capsys):
     assert (workplace / "curve.png").read_bytes() == run_folder.curve.read_bytes()
 
 
+@pytest.fixture
+def seeds(workplace) -> str:
+    """Two evaluated seeds in one folder."""
+    for seed in (0, 1):
+        folder = RunFolder(workplace / "seeds" / f"seed{seed}")
+        folder.create(RunSettings(PENDULUM, "paper", seed, 1000, SETTINGS.config))
+        rows = "".join(f"{step},60,0,1,{step * (seed + 1)},9\n" for step in (10, 20))
+        (folder.path / "evaluations.csv").write_text(EVALUATIONS + rows)
+    return "seeds"
+
+
+def test_plot_takes_all_seeds_of_a_folder_as_one_group(seeds, workplace, capsys):
+    arguments = ["--csv", "runs.csv", "--threshold", "20", "--table", "--x", "minutes", "--band", "quantiles"]
+    assert cli.main(["plot", seeds, *arguments]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[2:] == [f"| {PENDULUM} | paper | 2 | 20 | 30.0 [20.0, 40.0] | 15 (2 of 2) | 1.0 |"]
+    assert (workplace / seeds / "learning_curve.png").stat().st_size > 1000
+    assert len((workplace / "runs.csv").read_text().splitlines()) == 5
+
+
+def test_plot_says_reached_only_where_it_lasts_if_asked_to(run_folder, capsys):
+    (run_folder.path / "evaluations.csv").write_text(f"{EVALUATIONS}10,60,0,1,5,9\n20,90,0,1,0,9\n30,120,0,1,6,9\n")
+    for flags, reached in ([], "10 (1 of 1) | 1.0"), (["--stays"], "30 (1 of 1) | 2.0"):
+        assert cli.main(["plot", str(run_folder.path), "--table", "--threshold", "5", *flags]) == 0
+        assert f"| {reached} |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["plot", "--help"]], ids=str
+    ("arguments", "words"),
+    [
+        (["--threshold", "nan"], ("threshold", "finite", "nan")),
+        (["--threshold", "x"], ("threshold", "x")),
+        (["--stays"], ("stays", "--threshold")),
+        (["--band", "mean"], ("band", "iqm", "quantiles")),
+        (["--x", "hours"], ("x", "steps", "minutes")),
+        (["--group-by", "seed"], ("group-by", "setting", "folder")),
+        (["--csv", "no/such/file.csv"], ("csv", "no/such/file.csv")),
+        (["--out", "curve"], ("out", "curve", ".png")),
+        (["nowhere"], ("nowhere is not a run folder",)),
+        (["seeds/seed0", "copy"], ("seeds/seed0 and copy have the same settings and seed 0", "--group-by folder")),
+        (["pendulum", "--threshold", "1"], ("threshold", "one environment", PENDULUM, "Pendulum-v1")),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_plots_that_cannot_be_drawn_are_refused(refused, seeds, workplace, arguments, words):
+    shutil.copytree(workplace / seeds / "seed0", workplace / "copy")
+    shutil.copytree(workplace / seeds / "seed0", workplace / "pendulum")
+    RunFolder(workplace / "pendulum").create(RunSettings("Pendulum-v1", "paper", 0, 1000, SETTINGS.config))
+    text = refused("plot", seeds, *arguments)
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["evaluate", "--help"], ["plot", "--help"], ["baseline", "--help"]],
+    ids=str,
 )
 def test_help_is_given(arguments, capsys, workplace):
     with pytest.raises(SystemExit) as stop:

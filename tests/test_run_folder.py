@@ -5,7 +5,17 @@ import jaxtyping
 import pytest
 
 from soft_mpcritic.config import PRESETS, ConfigError, override, preset
-from soft_mpcritic.run_folder import FORMAT, RunFolder, RunSettings, Table, check_resumable, read_table, write_json
+from soft_mpcritic.run_folder import (
+    FORMAT,
+    OURS,
+    RunDescription,
+    RunFolder,
+    RunSettings,
+    Table,
+    check_resumable,
+    read_table,
+    write_json,
+)
 
 SETTINGS = RunSettings("InvertedDoublePendulum-v5", "default", 3, 1000, preset("default"))
 
@@ -45,6 +55,31 @@ def test_settings_survive_the_folder(tmp_path, name):
     folder.create(settings)
     assert folder.exists
     assert folder.read_settings() == settings
+
+
+def test_a_run_that_names_no_algorithm_is_ours(folder):
+    path = folder.path / "config.json"
+    record = json.loads(path.read_text())
+    assert record.pop("algorithm") == OURS
+    path.write_text(json.dumps(record))
+    assert folder.read_description() == SETTINGS.description
+    assert folder.read_settings() == SETTINGS
+
+
+def test_settings_that_an_older_version_lacked_are_at_their_defaults(folder):
+    path = folder.path / "config.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["training"]["backend"]
+    path.write_text(json.dumps(record))
+    assert folder.read_description() == SETTINGS.description
+
+
+def test_a_baseline_is_described_but_is_no_run_of_ours(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    described = RunDescription("Hopper-v5", "sac", "default", 1, 10, {"baseline": {"gamma": 0.9}})
+    folder.create(described)
+    assert folder.read_description() == described
+    assert refused(folder.read_settings) == f"{folder.path} is a run of the baseline sac: only plot reads these."
 
 
 def test_config_json_says_what_wrote_it(folder):

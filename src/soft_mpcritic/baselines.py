@@ -24,7 +24,7 @@ from soft_mpcritic.types import AnyArray
 
 Algorithm = Literal["sac", "td3", "ddpg"]
 BASELINE_PACKAGES = (*PACKAGES, "sbx-rl", "stable_baselines3", "flax", "torch")
-SHARED = {  # sbx's defaults, which are those of the published algorithms but for the random steps at the start
+SHARED = {  # sbx's defaults, written out so that config.json holds them
     "learning_rate": 3e-4,
     "batch_size": 256,
     "gamma": 0.99,
@@ -33,7 +33,7 @@ SHARED = {  # sbx's defaults, which are those of the published algorithms but fo
     "train_freq": 1,
     "gradient_steps": 1,
 }
-ACTION_NOISE = {"sac": 0.0, "td3": 0.1, "ddpg": 0.1}  # deviation in the box [-1, 1]; SAC's policy is random by itself
+ACTION_NOISE = {"sac": 0.0, "td3": 0.1, "ddpg": 0.1}  # deviation in [-1, 1]; SAC's policy is random by itself
 RECORDED = ("log_every", "evaluate_every", "evaluation_episodes")
 
 

@@ -114,7 +114,7 @@ class BaselineArgs:
     run_dir: Path | None = None
     """Where everything is kept; by default a new folder under runs/."""
     learning_starts: int = 100
-    """Random steps before the first update: 100 is sbx's, the authors of SAC took up to 10,000."""
+    """Random steps before the first update: 100 is sbx's, SAC's authors took up to 10,000."""
     evaluate_every: int = 2_500
     evaluation_episodes: int = 10
 
