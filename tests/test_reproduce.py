@@ -356,6 +356,7 @@ def test_the_command_of_a_run_trains_what_was_asked(tmp_path):
     run = OurRun(cell.name, 3, 70, RunFolder(tmp_path / "run"), tmp_path / "log", asked)
     parsed = cli._parse(run.arguments())
     assert isinstance(parsed, cli.TrainArgs) and parsed.resume and parsed.run_dir == tmp_path / "run"
+    assert parsed.total_steps is not None
     assert RunSettings(parsed.env_id, parsed.preset, parsed.seed, parsed.total_steps, parsed.config) == asked
 
 
