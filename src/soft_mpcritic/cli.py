@@ -37,10 +37,12 @@ from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_ta
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
 from soft_mpcritic.plotting import BandKind, XAxis, plot_groups
+from soft_mpcritic.reproduce.command import FailedRunsError, ReproduceArgs
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import load_state, prepare_run, train
 from soft_mpcritic.video import record_episode
 
+RUNS_FAILED = 1
 USER_CAN_MEND = 2
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -52,7 +54,7 @@ class TrainArgs:
     env_id: tyro.conf.Positional[str] = "InvertedDoublePendulum-v5"
     """Id of the task: Gymnasium's, any with Box spaces if the goal is learned, or CartPoleSwingUp on the device."""
     preset: str = "default"
-    """Named settings to start from: default, paper or paper-uniform. Every setting below can be changed on top."""
+    """Named settings to start from: default, locomotion, paper or paper-uniform. Every setting below can be changed on top."""
     seed: int = 0
     """Of networks, planner and environments."""
     total_steps: int | None = None
@@ -278,13 +280,19 @@ class ExportArgs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error)."""
+    """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error).
+
+    1 where runs of a grid failed: the line names them and their logs.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         _parse(arguments).run()
     except (ConfigError, BadObservationError) as error:
         print(f"soft-mpcritic: {error}", file=sys.stderr)
         return USER_CAN_MEND
+    except FailedRunsError as error:
+        print(f"soft-mpcritic: {error}", file=sys.stderr)
+        return RUNS_FAILED
     return 0
 
 
@@ -297,6 +305,7 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
         | Annotated[DiagnoseArgs, tyro.conf.subcommand("diagnose")]
         | Annotated[ExportArgs, tyro.conf.subcommand("export")]
+        | Annotated[ReproduceArgs, tyro.conf.subcommand("reproduce")]
         | _bench_command()
     )
     return _one_line_errors(lambda: tyro.cli(command, args=arguments, prog="soft-mpcritic", description=_description()))

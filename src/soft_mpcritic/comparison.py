@@ -156,12 +156,23 @@ def write_tidy(groups: Sequence[Group], out: Path) -> None:
                     writer.writerow([told.env_id, group.label, told.seed, step, seconds, mean])
 
 
-def markdown_table(groups: Sequence[Group], threshold: float | None = None, stays: bool = False) -> str:
-    """A row for every group: its return at the last step that all its runs have, and when they reach the threshold."""
+def markdown_table(
+    groups: Sequence[Group],
+    threshold: float | None = None,
+    stays: bool = False,
+    further: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """A row for every group: its return at the last step that all its runs have, and when they reach the threshold.
+
+    `further` are columns to append, with a text for every group.
+    """
     columns = ["environment", "group", "runs", "last step", "return there: IQM [95 %]"]
     if threshold is not None:
         columns += [f"steps to {threshold:,.10g}", f"minutes to {threshold:,.10g}"]
     rows = [[*_result(group), *([] if threshold is None else _reaching(group, threshold, stays))] for group in groups]
+    for column, texts in (further or {}).items():
+        columns.append(column)
+        rows = [[*row, text] for row, text in zip(rows, texts, strict=True)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
 
 

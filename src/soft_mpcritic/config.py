@@ -184,7 +184,18 @@ def _paper_uniform() -> Config:
     )
 
 
-PRESETS = {"default": Config, "paper": _paper, "paper-uniform": _paper_uniform}
+def _locomotion() -> Config:
+    """For bodies that run: strong actions pay, so the prior is uniform; a sharp search online, a blunt one for targets."""
+    return Config(
+        objective=ObjectiveConfig(prior="uniform", temperature=0.05),
+        planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True),
+        target_planner=PlannerConfig(horizon=1, num_samples=8),
+        critic=CriticConfig(batch_size=256, target_step=0.005),
+        training=TrainingConfig(seed_steps=1000, critic_steps=0.5),
+    )
+
+
+PRESETS = {"default": Config, "locomotion": _locomotion, "paper": _paper, "paper-uniform": _paper_uniform}
 
 
 def preset(name: str) -> Config:

@@ -1,0 +1,109 @@
+"""What the paper's case studies compare: every grid as a table of cells."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from soft_mpcritic.baselines import Algorithm
+from soft_mpcritic.config import Config, override, preset
+
+CaseName = Literal["idp", "hopper"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place in a grid: what it changes, and the figures that show it with its label in each."""
+
+    name: str
+    figures: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # laid over those of the case
+    baseline: Algorithm | None = None  # a published algorithm in our place; it has none of our settings
+
+
+@dataclass(frozen=True)
+class Case:
+    """A grid on one environment; the first cell is the base that the others are compared with."""
+
+    env_id: str
+    threshold: float  # a return: the table tells when runs reach it for good
+    settings: Mapping[str, Any]  # of every cell, so that the base is the same whatever the preset
+    cells: tuple[Cell, ...]
+
+    def config(self, cell: Cell, preset_name: str, quick: bool) -> Config:
+        """All settings of a cell's runs; `quick` has tiny networks and short intervals."""
+        return override(preset(preset_name), {**self.settings, **cell.settings, **(QUICK if quick else {})})
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(figure for cell in self.cells for figure in cell.figures))
+
+
+COLD = {"target_planner.warm_start": False}  # target solves start from zeros; acting is warm-started as ever
+SINGLE = {"dynamics.members": 1}
+
+# The factors of the target solves. Not the whole product: iterations matter to the cold start, samples to the warm one.
+DOUBLE_PENDULUM = Case(
+    env_id="InvertedDoublePendulum-v5",
+    threshold=9_300.0,  # of about 9,360: all ten episodes balance to their end
+    settings={
+        "dynamics.members": 4,
+        "target_planner.warm_start": True,
+        "target_planner.iterations": 1,
+        "target_planner.num_samples": 20,
+    },
+    cells=(
+        Cell("base", {"warm-start": "warm, ensemble", "iterations": "warm, 1 iteration", "samples": "20 samples"}),
+        Cell("single", {"warm-start": "warm, single model"}, SINGLE),
+        Cell("cold", {"warm-start": "cold, ensemble", "iterations": "cold, 1 iteration"}, COLD),
+        Cell("cold-single", {"warm-start": "cold, single model"}, {**COLD, **SINGLE}),
+        Cell("cold-iterations-5", {"iterations": "cold, 5 iterations"}, {**COLD, "target_planner.iterations": 5}),
+        Cell("cold-iterations-10", {"iterations": "cold, 10 iterations"}, {**COLD, "target_planner.iterations": 10}),
+        Cell("samples-10", {"samples": "10 samples"}, {"target_planner.num_samples": 10}),
+        Cell("samples-50", {"samples": "50 samples"}, {"target_planner.num_samples": 50}),
+    ),
+)
+
+# What each part is good for. Without Q, returns end at the horizon, which is twice as long for it; the critic goes on
+# learning, so that the runs do the same work elsewhere, but nothing asks it.
+HOPPER = Case(
+    env_id="Hopper-v5",
+    threshold=1_000.0,  # what it is paid for merely staying upright for an episode
+    settings={"dynamics.members": 4, "planner.horizon": 4, "target_planner.horizon": 4},
+    cells=(
+        Cell("base", {"ablations": "full", "planning-roles": "control and targets", "priors": "Gaussian prior"}),
+        Cell(
+            "no-q",
+            {"ablations": "without Q, H = 8"},
+            {"objective.terminal_value": False, "planner.horizon": 8, "target_planner.horizon": 8},
+        ),
+        Cell("single", {"ablations": "single model"}, SINGLE),
+        Cell("control-only", {"planning-roles": "control only"}, {"target_planner.horizon": 0}),
+        Cell("targets-only", {"planning-roles": "targets only"}, {"planner.horizon": 0}),
+        Cell(
+            "uniform",
+            {"priors": "uniform prior"},
+            {  # over the preset paper, this is paper-uniform
+                "objective.prior": "uniform",
+                "objective.variance": 0.05,
+                "objective.temperature": 0.15,
+                "planner.num_samples": 600,
+                "target_planner.num_samples": 60,
+            },
+        ),
+        Cell("sac", {"priors": "SAC"}, baseline="sac"),
+        Cell("ddpg", {"priors": "DDPG"}, baseline="ddpg"),
+    ),
+)
+
+CASES: dict[CaseName, Case] = {"idp": DOUBLE_PENDULUM, "hopper": HOPPER}
+
+QUICK_STEPS = 150
+QUICK = {
+    "dynamics.width": 32,
+    "critic.width": 32,
+    "training.seed_steps": 20,
+    "training.pretrain_updates": 5,
+    "training.log_every": 50,
+    "training.evaluate_every": 50,
+    "training.evaluation_episodes": 2,
+}

@@ -1,0 +1,82 @@
+"""What the settings of the two solves change, and what they leave alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from soft_mpcritic.envs.tasks import TaskSpec
+from soft_mpcritic.planner import Models, Planner
+from tests.systems import System, never, small_config
+
+OBS = np.array([[0.3, -0.2], [0.1, 0.5]], np.float32)
+
+
+def make(reward, **changes: object) -> tuple[Planner, Models]:
+    system = System(lambda s, a: s, TaskSpec(reward, never), obs_size=2)
+    planner = Planner(system.task, small_config(**changes))
+    return planner, planner.init_models(jax.random.key(1))
+
+
+def going_up_and_left(obs, action, next_obs):
+    return next_obs[:, 1] - 2 * obs[:, 0] + action[:, 0] * next_obs[:, 0]
+
+
+@pytest.mark.parametrize("terminal_value", [True, False])
+@pytest.mark.parametrize("horizon", [0, 3])
+def test_without_a_terminal_value_returns_are_sums_of_discounted_model_rewards(horizon, terminal_value):
+    discount = 0.9
+    planner, models = make(
+        going_up_and_left,
+        objective__terminal_value=terminal_value,
+        objective__discount=discount,
+        planner__horizon=horizon,
+        dynamics__members=1,
+    )
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 2, horizon + 1, 1)).astype(np.float32)
+    returns = planner.returns_fn(models, models.critic, jax.random.key(0), jnp.asarray(OBS))(jnp.asarray(actions))
+
+    member = jax.tree.map(lambda leaf: leaf[0], models.dynamics.members)
+    expected = np.zeros((5, 2))
+    for sample in range(5):
+        obs = OBS
+        for time in range(horizon):
+            action = actions[sample, :, time]
+            outcome = planner.model_step(models, member, jnp.asarray(obs), jnp.asarray(action))
+            next_obs = np.asarray(outcome.next_obs)
+            expected[sample] += discount**time * (next_obs[:, 1] - 2 * obs[:, 0] + action[:, 0] * next_obs[:, 0])
+            obs = next_obs
+    if terminal_value:
+        assert np.abs(returns - expected).min() > 1e-4
+    else:
+        np.testing.assert_allclose(returns, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("solve", ["plan", "value"])
+def test_the_value_of_a_constant_reward_without_a_terminal_value(solve):
+    """From zeros proposal and prior are one, so that a constant return is the soft value, whatever was sampled."""
+    planner, models = make(
+        lambda obs, action, next_obs: jnp.full(obs.shape[0], 1.5),
+        objective__terminal_value=False,
+        objective__discount=0.9,
+        planner__horizon=3,
+        planner__iterations=1,
+        target_planner__horizon=3,
+    )
+    result = getattr(planner, solve)(models, jax.random.key(0), jnp.asarray(OBS), jnp.zeros((2, 4, 1)))
+    np.testing.assert_allclose(result.value, 1.5 * (1 + 0.9 + 0.81), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cold", ["planner", "target_planner"])
+@pytest.mark.parametrize("solve", ["planner", "target_planner"])
+def test_a_cold_solve_knows_nothing_of_the_start_that_is_given(solve, cold):
+    """And the setting is that of one planner alone."""
+    planner, models = make(going_up_and_left, **{f"{cold}__warm_start": False})
+    solver = jax.jit({"planner": planner.plan, "target_planner": planner.value}[solve])
+    start = 0.5 * jnp.ones((2, 5, 1))
+    from_start = solver(models, jax.random.key(0), jnp.asarray(OBS), start)
+    from_zeros = solver(models, jax.random.key(0), jnp.asarray(OBS), jnp.zeros_like(start))
+    if solve == cold:
+        jax.tree.map(np.testing.assert_array_equal, from_start, from_zeros)
+    else:
+        assert np.abs(from_start.plan - from_zeros.plan).min() > 1e-3
