@@ -54,7 +54,7 @@ class TrainArgs:
     env_id: tyro.conf.Positional[str] = "InvertedDoublePendulum-v5"
     """Id of the task: Gymnasium's, any with Box spaces if the goal is learned, or CartPoleSwingUp on the device."""
     preset: str = "default"
-    """Named settings to start from: default, locomotion, paper or paper-uniform. Every setting below can be changed on top."""
+    """Settings to start from: default, locomotion, paper or paper-uniform. Each one below can be changed on top."""
     seed: int = 0
     """Of networks, planner and environments."""
     total_steps: int | None = None

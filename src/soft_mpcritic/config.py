@@ -185,7 +185,7 @@ def _paper_uniform() -> Config:
 
 
 def _locomotion() -> Config:
-    """For bodies that run: strong actions pay, so the prior is uniform; a sharp search online, a blunt one for targets."""
+    """For bodies that run: a uniform prior, as strong actions pay; a sharp search online, a blunt one for targets."""
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True),
