@@ -204,7 +204,7 @@ def test_settings_cannot_be_changed_in_place():
 
 
 def test_unknown_preset_is_refused():
-    with pytest.raises(ConfigError, match=r"^preset must be one of default, paper, paper-uniform, got 'papr': .+\.$"):
+    with pytest.raises(ConfigError, match=r"^preset must be one of default, locomotion, paper, paper-uniform, got 'papr': .+\.$"):
         preset("papr")
 
 
