@@ -39,6 +39,8 @@ REFUSED = [
     (PlannerConfig, "num_samples", 0),
     (PlannerConfig, "iterations", 0),
     (PlannerConfig, "sampler", "halton"),
+    (PlannerConfig, "widths", 0),
+    (PlannerConfig, "widths", 17),
     (DynamicsConfig, "members", 0),
     (DynamicsConfig, "width", 0),
     (DynamicsConfig, "depth", 0),
@@ -61,6 +63,8 @@ REFUSED = [
     (TrainingConfig, "seed_steps", -1),
     (TrainingConfig, "updates_per_step", 0),
     (TrainingConfig, "pretrain_updates", -1),
+    (TrainingConfig, "critic_steps", -0.1),
+    (TrainingConfig, "critic_steps", 1.5),
     (TrainingConfig, "capacity", 0),
     (TrainingConfig, "num_envs", 0),
     (TrainingConfig, "vectorization", "threads"),
@@ -204,7 +208,9 @@ def test_settings_cannot_be_changed_in_place():
 
 
 def test_unknown_preset_is_refused():
-    with pytest.raises(ConfigError, match=r"^preset must be one of default, locomotion, paper, paper-uniform, got 'papr': .+\.$"):
+    with pytest.raises(
+        ConfigError, match=r"^preset must be one of default, locomotion, paper, paper-uniform, got 'papr': .+\.$"
+    ):
         preset("papr")
 
 
