@@ -1,6 +1,7 @@
 """Evaluation episodes as they were played."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from soft_mpcritic.agent import Agent
@@ -23,7 +24,7 @@ def test_a_trajectory_is_what_its_environment_answers_to_its_actions():
         obs = envs.reset(EVALUATION_SEED + index)
         for time, action in enumerate(played.action):
             np.testing.assert_array_equal(played.obs[time], obs[0])
-            experience = envs.step(np.asarray(agent.planner.to_env(action[None])))
+            experience = envs.step(np.asarray(agent.planner.to_env(jnp.asarray(action[None]))))
             np.testing.assert_allclose(played.next_obs[time], experience.next_obs[0], atol=1e-5)
             np.testing.assert_allclose(played.reward[time], experience.reward[0], atol=1e-5)
             assert bool(experience.done[0]) == (time == played.episode.length - 1)

@@ -1,15 +1,18 @@
 """The picture of a diagnosis: six panels, each with its own question."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from soft_mpcritic.diagnostics import Diagnosis, ModelErrors, SolveSample, ValueSample, reliability
 from soft_mpcritic.types import AnyArray
 
+SPREAD = r"spread of the members $\times\,\sqrt{1 + 1/N}$"
 POINTS = 2000  # of a scatter plot
 GREY, BLUE, ORANGE, GREEN = "0.45", "tab:blue", "tab:orange", "tab:green"
 History = Mapping[str, np.ndarray]  # columns of metrics.csv
@@ -38,9 +41,7 @@ def _draw_values(axes: Axes, values: ValueSample) -> None:
     axes.scatter(values.ret[some], values.soft_value[some], s=5, alpha=0.3, color=ORANGE, label="V(s), online", lw=0)
     axes.scatter(values.ret[some], values.q[some], s=5, alpha=0.3, color=BLUE, label="Q(s, a)", lw=0)
     _diagonal(axes, values.ret)
-    for handle in axes.legend(frameon=False, fontsize=8, markerscale=2).legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)
+    _explain_points(axes)
 
 
 def _draw_biases(axes: Axes, history: History) -> None:
@@ -62,7 +63,6 @@ def _draw_biases(axes: Axes, history: History) -> None:
         _say(axes, "metrics.csv has no diagnosis")
         return
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=1)
     axes.legend(frameon=False, fontsize=8, title="band: standard deviation", title_fontsize=8)
 
 
@@ -88,19 +88,19 @@ def _draw_gaps(axes: Axes, solves: SolveSample) -> None:
 
 
 def _draw_model_errors(axes: Axes, models: ModelErrors) -> None:
-    _dress(axes, "Models rolled along played actions", "step", "error of the observation, deviations of a change")
+    _dress(axes, "Models rolled along played actions", "step", "error, deviations of a change")
     steps = np.arange(1, len(models.by_step) + 1)
     for index, member in enumerate(models.by_member):
         axes.plot(steps, member, color=BLUE, alpha=0.35, linewidth=1, label=None if index else "each member")
     axes.plot(steps, models.by_step, color=BLUE, marker="o", markersize=4, label="root mean square")
     axes.plot(steps, models.still_by_step, color=GREY, linestyle="--", label='"nothing changes"')
     axes.set_xticks(steps)
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_calibration(axes: Axes, models: ModelErrors) -> None:
-    _dress(axes, "Does the ensemble know where it errs? (step 1)", "spread of the members", "error of their mean")
+    _dress(axes, "Does the ensemble know where it errs? (step 1)", SPREAD, "error of their mean")
     members = len(models.squares)
     if members == 1 or not np.all(models.spread > 0):
         _say(axes, "a single member has no spread")
@@ -109,9 +109,10 @@ def _draw_calibration(axes: Axes, models: ModelErrors) -> None:
     expected = np.sqrt(1 + 1 / members) * models.spread
     axes.scatter(expected[some], models.miss[some], s=5, alpha=0.2, color=GREY, linewidth=0, label="played steps")
     axes.plot(*reliability(models.spread, models.miss, members), color=BLUE, marker="o", markersize=4, label="tenths")
-    axes.set(xscale="log", yscale="log")
+    _scale_by_decades(axes.set_xscale, axes.xaxis)
+    _scale_by_decades(axes.set_yscale, axes.yaxis)
     _diagonal(axes, expected)
-    axes.legend(frameon=False, fontsize=8)
+    _explain_points(axes)
 
 
 def _draw_solves(axes: Axes, history: History) -> None:
@@ -120,13 +121,15 @@ def _draw_solves(axes: Axes, history: History) -> None:
     curves = (("effective_samples", ORANGE, "online"), ("target_effective_samples", BLUE, "targets"))
     for name, colour, label in curves:
         axes.plot(steps, history.get(name, np.full(len(steps), np.nan)), color=colour, label=label)
-    axes.set_yscale("log")
+    _scale_by_decades(axes.set_yscale, axes.yaxis)
+    axes.plot([], [], color=GREY, linestyle="--", label="age of plans (right)")
     ages = axes.twinx()
     ages.plot(steps, history.get("plan_age", np.full(len(steps), np.nan)), color=GREY, linestyle="--")
-    ages.set_ylabel("age of plans (dashed), updates", color=GREY)
-    ages.tick_params(colors=GREY)
+    ages.set_ylim(bottom=0)
+    ages.set_ylabel("updates", color=GREY, fontsize=9)
+    ages.tick_params(colors=GREY, labelsize=8)
     ages.spines["top"].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper center")
 
 
 def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -136,6 +139,21 @@ def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale_by_decades(set_scale: Callable[[str], None], axis: Axis) -> None:
+    """A logarithmic scale with plain numbers at 1, 2 and 5 of every decade."""
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _explain_points(axes: Axes) -> None:
+    """A legend whose points can be seen, however faint they are in the panel."""
+    for handle in axes.legend(frameon=False, fontsize=8, markerscale=2).legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
 
 
 def _diagonal(axes: Axes, range_of: AnyArray) -> None:
