@@ -360,11 +360,13 @@ def test_the_command_of_a_run_trains_what_was_asked(tmp_path):
     assert RunSettings(parsed.env_id, parsed.preset, parsed.seed, parsed.total_steps, parsed.config) == asked
 
 
-@pytest.fixture
-def baseline_run(tmp_path) -> BaselineRun:
-    training = TrainingConfig(evaluate_every=70, evaluation_episodes=3)
-    asked = Baseline("ddpg", "Hopper-v5", 3, 140, training=training)
-    return BaselineRun("ddpg", 3, 140, RunFolder(tmp_path / "run"), tmp_path / "log", asked)
+@pytest.fixture(params=[True, False], ids=["quick", "full"])
+def baseline_run(request, tmp_path) -> BaselineRun:
+    """The grid's own, so that what the grid asks for is what its command says."""
+    asked = command.ReproduceArgs("hopper", total_steps=140, quick=request.param)
+    (run,) = [run for run in asked._grid(CASES["hopper"], tmp_path) if (run.cell, run.seed) == ("ddpg", 0)]
+    assert isinstance(run, BaselineRun)
+    return run
 
 
 def test_the_command_of_a_baseline_trains_what_was_asked(baseline_run):
@@ -385,7 +387,7 @@ def test_a_baseline_that_was_not_finished_starts_over_and_another_is_refused(bas
     baseline_run.arguments()
     assert not folder.exists
 
-    folder.create(RunSettings("Hopper-v5", "paper", 3, 140, preset("paper")))
+    folder.create(RunSettings("Hopper-v5", "paper", 0, 140, preset("paper")))
     with pytest.raises(ConfigError, match=r"another --out: algorithm of run folder"):
         baseline_run.check()
 

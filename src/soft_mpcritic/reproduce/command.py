@@ -102,7 +102,9 @@ class ReproduceArgs:
         place = (cell.name, seed, total, folder, out / "logs" / f"{cell.name}-seed{seed}.txt")
         config = case.config(cell, self.preset, self.quick)
         if cell.baseline is not None:
-            return BaselineRun(*place, Baseline(cell.baseline, case.env_id, seed, total, training=config.training))
+            every, episodes = config.training.evaluate_every, config.training.evaluation_episodes
+            training = TrainingConfig(evaluate_every=every, evaluation_episodes=episodes)
+            return BaselineRun(*place, Baseline(cell.baseline, case.env_id, seed, total, training=training))
         return OurRun(*place, RunSettings(case.env_id, self.preset, seed, total, config))
 
     def _write(self, case: Case, grid: Sequence[GridRun], out: Path, with_speeds: bool) -> None:
