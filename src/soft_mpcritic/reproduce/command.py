@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from soft_mpcritic.baselines import Baseline
-from soft_mpcritic.config import check
+from soft_mpcritic.config import TrainingConfig, check
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.reproduce.outputs import (
     finished_groups,
