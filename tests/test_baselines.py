@@ -111,8 +111,8 @@ def test_a_folder_is_that_of_a_run(tmp_path):
     assert told.settings["baseline"]["learning_starts"] == 100
     metrics = read_table(folder.path / "metrics.csv")
     assert tuple(metrics[0]) == HOST_COLUMNS
-    assert [int(row["env_step"]) for row in metrics] == [20, 40, 60, 80, 100, 110]
-    assert [int(row["updates"]) for row in metrics] == [20, 40, 60, 80, 100, 110]
+    assert [int(row["env_step"]) for row in metrics] == [20, 40, 50, 60, 80, 100, 110]
+    assert [int(row["updates"]) for row in metrics] == [20, 40, 50, 60, 80, 100, 110]
     assert float(metrics[-1]["train_return"]) > 0 and float(metrics[-1]["steps_per_second"]) > 0
     evaluations = read_table(folder.path / "evaluations.csv")
     assert [int(row["env_step"]) for row in evaluations] == [50] * 3 + [100] * 3 + [110] * 3

@@ -35,6 +35,7 @@ REFUSED = [
     (ObjectiveConfig, "scenarios", "per_batch"),
     (ObjectiveConfig, "risk", "variance"),
     (ObjectiveConfig, "risk_parameter", 0.0),
+    (ObjectiveConfig, "goal", "guessed"),
     (PlannerConfig, "horizon", -1),
     (PlannerConfig, "num_samples", 0),
     (PlannerConfig, "iterations", 0),

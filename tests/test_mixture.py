@@ -1,6 +1,7 @@
 """Proposals of several widths, and those that follow the return's gradient: exact densities and closed forms."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -135,6 +136,11 @@ def planner(prior, **changes):
     return MPPI(prior, sobol, **{**settings, **changes})
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def solve(planner, plan, returns_fn):
+    return planner.solve(jax.random.key(0), plan, returns_fn)
+
+
 def linear_return(actions):
     return jnp.einsum("kbta,ta->kb", actions, jnp.asarray(SLOPES, jnp.float32))
 
@@ -142,7 +148,7 @@ def linear_return(actions):
 @pytest.mark.parametrize("guided", [False, True])
 def test_linear_return_with_gaussian_prior(guided):
     start = jnp.array([[[0.0], [0.0]], [[0.5], [-0.3]], [[0.2], [0.3]]])
-    result = planner(GaussianPrior(0.3), guided=guided).solve(jax.random.key(0), start, linear_return)
+    result = solve(planner(GaussianPrior(0.3), guided=guided), start, linear_return)
     ess = np.asarray(result.stats.effective_samples)
     assert np.all(ess > 100)
     exact = 0.3 * (SLOPES**2).sum() / (2 * 0.5)
@@ -154,7 +160,7 @@ def test_linear_return_with_gaussian_prior(guided):
 @pytest.mark.parametrize("guided", [False, True])
 def test_linear_return_with_uniform_prior(guided):
     start = jnp.array([[[0.0], [0.0]], [[0.3], [-0.3]]])
-    result = planner(UniformPrior(0.6), guided=guided).solve(jax.random.key(0), start, linear_return)
+    result = solve(planner(UniformPrior(0.6), guided=guided), start, linear_return)
     ess = np.asarray(result.stats.effective_samples)
     assert np.all(ess > 100)
     exact = 0.5 * np.log(np.sinh(SLOPES / 0.5) / (SLOPES / 0.5)).sum()
@@ -169,7 +175,7 @@ def steep_return(actions):
 def regret(iterations, **changes):
     start = jnp.zeros((8, 5, 6))
     settings = {"num_samples": 8, "temperature": 1e-4, "keep_nominal": True, "iterations": iterations, **changes}
-    solved = planner(UniformPrior(0.1), **settings).solve(jax.random.key(0), start, steep_return)
+    solved = solve(planner(UniformPrior(0.1), **settings), start, steep_return)
     return -np.asarray(steep_return(solved.plan[None])[0])
 
 
@@ -186,7 +192,7 @@ def test_following_the_gradient_needs_few_samples_in_many_dimensions():
 def test_problems_stay_independent_when_guided():
     start = jnp.zeros((2, 2, 1))
     guided = planner(UniformPrior(0.1), num_samples=8, guided=True)
-    together = guided.solve(jax.random.key(0), start, lambda a: linear_return(a).at[:, 1].set(jnp.nan))
-    alone = guided.solve(jax.random.key(0), start, linear_return)
+    together = solve(guided, start, lambda a: linear_return(a).at[:, 1].set(jnp.nan))
+    alone = solve(guided, start, linear_return)
     np.testing.assert_array_equal(together.plan[0], alone.plan[0])
     np.testing.assert_array_equal(together.plan[1], start[1])
