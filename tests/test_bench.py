@@ -7,7 +7,7 @@ import pytest
 
 from soft_mpcritic.bench.measure import Timing, matrix_product_rate, time_in_turns
 from soft_mpcritic.bench.planner import GRID, Case, cases_along, slope
-from soft_mpcritic.bench.training import bench_training
+from soft_mpcritic.bench.training import bench_training, speeds_in_turns
 from soft_mpcritic.config import preset
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.planner import Planner
@@ -69,3 +69,10 @@ def test_training_benchmark_measures_every_part():
     assert min(figures) > 0
     assert case["dispatch_ms"] < case["acting_ms"] + case["learning_ms"]
     assert case["replay_mb"] == pytest.approx(512 * 4 * (2 * 9 + 1 + 2 + 5 + 1) / 1e6)
+
+
+def test_speeds_in_turns_are_of_all_configurations():
+    """Iterations tell them apart: the second refines its targets a hundred times as often."""
+    configs = {"little": small_config(), "much": small_config(target_planner__iterations=100)}
+    record = speeds_in_turns(make_task("InvertedDoublePendulum-v5"), configs, steps=20)
+    assert record["steps_per_second"]["little"] > record["steps_per_second"]["much"] > 0

@@ -12,12 +12,21 @@ import numpy as np
 import tyro
 
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.bench.measure import Timing, machine, machine_in_words, matrix_product_rate, peak_memory
+from soft_mpcritic.bench.measure import (
+    Timing,
+    machine,
+    machine_in_words,
+    matrix_product_rate,
+    peak_memory,
+    time_in_turns,
+)
 from soft_mpcritic.compilation import jit, jit_on_leaves
-from soft_mpcritic.config import Config, check, preset
+from soft_mpcritic.config import Config, check, override, preset
 from soft_mpcritic.envs import EnvVector, Task, make_task
 
 WARM_UP = 50
+TURN = 10  # steps in a row, where several loops take turns
+SMALL_REPLAY = 10_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,26 @@ def bench_training(tasks: Sequence[Task], configs: Mapping[str, Config], steps: 
     }
 
 
+def speeds_in_turns(task: Task, configs: Mapping[str, Config], steps: int) -> dict[str, Any]:
+    """Training steps per second of one task under every configuration, all in memory at once and taking turns.
+
+    A slow spell of the machine hits every one of them, so that their ratios hold. Replays are small, to fit together.
+    `steps` are timed of each, and rounded down to whole turns.
+    """
+    loops = {
+        name: _Loop(task, override(config, {"training.capacity": SMALL_REPLAY})) for name, config in configs.items()
+    }
+    turns = {name: partial(loop.take, TURN) for name, loop in loops.items()}
+    timings = time_in_turns(turns, max(steps // TURN, 1), block=1)
+    for loop in loops.values():
+        loop.close()
+    return {
+        "machine": machine(),
+        "matrix_product_gflops": matrix_product_rate() / 1e9,
+        "steps_per_second": {name: TURN / timing.median for name, timing in timings.items()},
+    }
+
+
 class _Loop:
     """The training loop without its logs, evaluations and checkpoints."""
 
@@ -73,17 +102,13 @@ class _Loop:
 
     def measure(self, steps: int) -> dict[str, Any]:
         """Steps as in training, then steps that wait for every part, which tells what the parts cost."""
-        for _ in range(WARM_UP):
-            self._step()
-        jax.block_until_ready(self._leaves)
+        self.take(WARM_UP)
         overlapped = Timing.of([_seconds(self._step) for _ in range(steps)])
         started = time.perf_counter()
-        for _ in range(steps):
-            self._step()
-        jax.block_until_ready(self._leaves)
+        self.take(steps)
         rate = steps / (time.perf_counter() - started)
         parts = {name: Timing.of(times) for name, times in self._parts(steps).items()}
-        self._envs.close()
+        self.close()
         return {
             "steps_per_second": rate,
             "step_ms": overlapped.median * 1e3,
@@ -92,6 +117,15 @@ class _Loop:
             "compile_seconds": self._compile_seconds,
             "replay_mb": self._replay_bytes / 1e6,
         }
+
+    def take(self, steps: int) -> None:
+        """Steps as in training, and waits for the last one."""
+        for _ in range(steps):
+            self._step()
+        jax.block_until_ready(self._leaves)
+
+    def close(self) -> None:
+        self._envs.close()
 
     def _step(self) -> None:
         experience = self._envs.step(np.asarray(self._action))

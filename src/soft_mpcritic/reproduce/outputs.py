@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from soft_mpcritic.bench.measure import machine_in_words
-from soft_mpcritic.bench.training import bench_training
+from soft_mpcritic.bench.training import speeds_in_turns
 from soft_mpcritic.comparison import EvaluatedRun, Group, markdown_table, write_tidy
 from soft_mpcritic.config import Config
 from soft_mpcritic.envs import make_task
@@ -54,23 +54,23 @@ def write_returns(groups: Sequence[Group], out: Path) -> Path:
 
 
 def measure_speeds(case: Case, configs: Mapping[str, Config], steps: int, path: Path) -> dict[str, Any]:
-    """Training steps per second of these cells, one after the other in this process; `path` keeps the record.
+    """Training steps per second of these cells, in turns in this process; `path` keeps the record.
 
     A record that has all of them is taken as it is. Otherwise all are measured anew: only figures of one sitting
     can be compared.
     """
     if path.is_file():
         record = json.loads(path.read_text())
-        if set(configs) <= {measured["preset"] for measured in record["cases"]}:
+        if set(configs) <= set(record["steps_per_second"]):
             return record
-    record = bench_training([make_task(case.env_id)], configs, steps)
+    record = speeds_in_turns(make_task(case.env_id), configs, steps)
     write_json(path, record)
     return record
 
 
 def write_table(case: Case, groups: Sequence[Group], speeds: Mapping[str, Any], out: Path) -> Path:
     """A row for every cell; speeds relative to the base's."""
-    rates = {measured["preset"]: measured["steps_per_second"] for measured in speeds["cases"]}
+    rates = speeds["steps_per_second"]
     base = rates[case.cells[0].name]
     further = {
         "median there": [f"{np.median(group.returns[:, -1]):,.1f}" for group in groups],
@@ -83,7 +83,7 @@ def write_table(case: Case, groups: Sequence[Group], speeds: Mapping[str, Any], 
     path.write_text(
         f"{table}\n\nReturns are means over the episodes of an evaluation; IQM, interval and median are over runs. "
         f"Steps and minutes to {case.threshold:,.10g}: the median run's, from where on no evaluation falls short of "
-        f"it. The base trains at {base:.0f} steps/s, measured with the other cells, one after the other, on "
+        f"it. The base trains at {base:.0f} steps/s, measured in turns with the other cells, on "
         f"{machine_in_words(speeds)}.\n"
     )
     return path
