@@ -72,7 +72,7 @@ def test_training_benchmark_measures_every_part():
 
 
 def test_speeds_in_turns_are_of_all_configurations():
-    """Iterations tell them apart: the second refines its targets a hundred times as often."""
-    configs = {"little": small_config(), "much": small_config(target_planner__iterations=100)}
+    configs = {"one": small_config(), "other": small_config(target_planner__iterations=2)}
     record = speeds_in_turns(make_task("InvertedDoublePendulum-v5"), configs, steps=20)
-    assert record["steps_per_second"]["little"] > record["steps_per_second"]["much"] > 0
+    assert set(record["steps_per_second"]) == set(configs)
+    assert min(record["steps_per_second"].values()) > 0
