@@ -48,6 +48,7 @@ class Search:
             writer.writeheader()
             for row in self._rows(agent, state):
                 writer.writerow(row)
+                file.flush()
                 print(*row.values())
 
     def _rows(self, agent: Agent, state: AgentState) -> Iterator[dict[str, object]]:
