@@ -196,6 +196,12 @@ def test_no_more_runs_at_a_time_than_workers(out, workers):
     assert len(together) == len(IDP_CELLS) and max(together) <= workers
 
 
+def test_a_quick_grid_has_a_cell_or_two_for_every_figure(out):
+    assert reproduce(out, "--quick") == 0
+    assert calls(out) == ["base 0", "single 0", "cold 0", "samples-10 0"]
+    assert all((out / f"{figure}.png").is_file() for figure in IDP.figures)
+
+
 # ------------------------------------------------------------------- what is left to do
 
 

@@ -50,7 +50,7 @@ class ReproduceArgs:
     out: Path | None = None
     """Where everything is kept; by default a folder under runs/ that the same options find again."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Tiny networks and budgets: to see in minutes that everything works."""
+    """Tiny networks and budgets, and a cell or two of every figure: to see in minutes that everything works."""
     only: tuple[str, ...] = ()
     """Cells to run, instead of all."""
 
@@ -81,7 +81,8 @@ class ReproduceArgs:
         names = [cell.name for cell in case.cells]
         unknown = ", ".join(sorted(set(self.only) - set(names)))
         check(not unknown, "only", f"be among {', '.join(names)}", unknown, "name some of these")
-        wanted = [cell for cell in case.cells if cell.name in self.only or not self.only]
+        asked = self.only or (case.quick_cells if self.quick else names)
+        wanted = [cell for cell in case.cells if cell.name in asked]
         missing = [cell.name for cell in wanted if cell.baseline is not None and find_spec("sbx") is None]
         if missing:
             say(f"left out, as sbx-rl is missing (pip install 'soft-mpcritic[baselines]'): {', '.join(missing)}")

@@ -37,6 +37,13 @@ class Case:
     def figures(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(figure for cell in self.cells for figure in cell.figures))
 
+    @property
+    def quick_cells(self) -> tuple[str, ...]:
+        """The base and one cell more for every figure."""
+        base, *others = self.cells
+        firsts = (next(cell.name for cell in others if figure in cell.figures) for figure in self.figures)
+        return (base.name, *firsts)
+
 
 COLD = {"target_planner.warm_start": False}  # target solves start from zeros; acting is warm-started as ever
 SINGLE = {"dynamics.members": 1}
