@@ -67,7 +67,6 @@ def test_training_benchmark_measures_every_part():
     figures = [case[f"{part}_ms"] for part in ("environment", "acting", "learning", "dispatch", "step")]
     assert np.isfinite(figures).all()
     assert min(figures) > 0
-    assert case["dispatch_ms"] < case["acting_ms"] + case["learning_ms"]
     assert case["replay_mb"] == pytest.approx(512 * 4 * (2 * 9 + 1 + 2 + 5 + 1) / 1e6)
 
 

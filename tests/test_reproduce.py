@@ -260,7 +260,7 @@ def test_a_request_to_stop_is_passed_on_and_the_next_call_goes_on(out, capsys):
     thread.join()
     assert sorted((out / "stopped").read_text().splitlines()) == ["cold 0", "single 0"]
     assert "stopped with 7 runs to go" in capsys.readouterr().err
-    assert calls(out) == ["base 0", "single 0", "cold 0"]
+    assert sorted(calls(out)) == ["base 0", "cold 0", "single 0"]  # two at a time: in any order
     assert (out / "returns.csv").is_file() and not (out / "table.md").exists()
 
     order(out, single="", cold="")
