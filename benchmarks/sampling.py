@@ -89,14 +89,15 @@ class Sampling:
         mppi = agent.planner.mppi(dataclasses.replace(config, horizon=agent.config.target_planner.horizon))
 
         def solve(key: jax.Array) -> PlanResult:
-            returns_fn = agent.planner.returns_fn(state.models, state.models.critic, jax.random.key(4), obs)
+            returns_fn = agent.planner.returns_fn(config, state.models, state.models.critic, jax.random.key(4), obs)
             return mppi.solve(key, start, returns_fn)
 
         return jit(lambda keys: jax.lax.map(solve, keys))
 
     def _plan_returns(self, agent: Agent, state: AgentState, obs: jax.Array, plans: jax.Array) -> jax.Array:
         """What the models say of plans [R, B, T, A]: returns [R, B]."""
-        return agent.planner.returns_fn(state.models, state.models.critic, jax.random.key(4), obs)(plans)
+        models = state.models
+        return agent.planner.returns_fn(PlannerConfig(), models, models.critic, jax.random.key(4), obs)(plans)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class Search:
 
         def visit(key: jax.Array, plan: jax.Array) -> jax.Array:
             sample_key, member_key = jax.random.split(key)
-            returns_fn = agent.planner.returns_fn(state.models, state.models.critic, member_key, obs)
+            returns_fn = agent.planner.returns_fn(config, state.models, state.models.critic, member_key, obs)
             return mppi.solve(sample_key, plan, returns_fn).plan
 
         compiled = jit(visit)
@@ -87,7 +87,8 @@ class Search:
         """Mean return of plans [B T A] over problems and draws of the members."""
 
         def draw(plan: jax.Array, key: jax.Array) -> jax.Array:
-            return jnp.mean(agent.planner.returns_fn(state.models, state.models.critic, key, obs)(plan[None]))
+            returns_fn = agent.planner.returns_fn(PlannerConfig(), state.models, state.models.critic, key, obs)
+            return jnp.mean(returns_fn(plan[None]))
 
         keys = jax.random.split(jax.random.key(3), JUDGING_DRAWS)
         return jit(lambda plan: jnp.mean(jax.lax.map(lambda key: draw(plan, key), keys)))

@@ -114,7 +114,7 @@ def test_learned_continuation_weighs_later_rewards_and_q(terminations):
     @jax.jit
     def returns(termination, critic):
         ending = dataclasses.replace(models, goal=constant_goal(2.0, termination, 3))
-        return planner.returns_fn(ending, critic, jax.random.key(2), obs)(actions)
+        return planner.returns_fn(planner.config.planner, ending, critic, jax.random.key(2), obs)(actions)
 
     nothing_later = jax.tree.map(jnp.zeros_like, models.critic)
     weight = 0.9 * (0.75 if terminations else 1.0)

@@ -34,7 +34,9 @@ def test_without_a_terminal_value_returns_are_sums_of_discounted_model_rewards(h
         dynamics__members=1,
     )
     actions = np.random.default_rng(0).uniform(-1, 1, (5, 2, horizon + 1, 1)).astype(np.float32)
-    returns = planner.returns_fn(models, models.critic, jax.random.key(0), jnp.asarray(OBS))(jnp.asarray(actions))
+    returns = planner.returns_fn(planner.config.planner, models, models.critic, jax.random.key(0), jnp.asarray(OBS))(
+        jnp.asarray(actions)
+    )
 
     member = jax.tree.map(lambda leaf: leaf[0], models.dynamics.members)
     expected = np.zeros((5, 2))

@@ -29,8 +29,7 @@ class ObjectiveConfig:
     temperature: float = 0.1  # lambda, in units of reward
     discount: float = 0.99  # gamma
     ratio_weights: Literal["discounted", "unit"] = "discounted"  # w_t = gamma^t, or 1
-    scenarios: Literal["per_step", "per_sample", "all_members"] = "per_step"
-    risk: Literal["mean", "entropic", "cvar", "worst"] = "mean"  # joins the members' returns in all_members
+    risk: Literal["mean", "entropic", "cvar", "worst"] = "mean"  # joins the members' returns where all are asked
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
     terminal_value: bool = True  # does Q stand for everything after the horizon?
@@ -56,6 +55,7 @@ class PlannerConfig:
     iterations: int = 1
     sampler: Literal["iid", "antithetic", "sobol"] = "sobol"
     keep_nominal: bool = True  # is the plan itself one of the samples?
+    scenarios: Literal["per_step", "per_sample", "all_members"] = "per_step"  # which members judge a sample
     widths: int = 1  # Gaussians in the proposal, each half as wide as the one before
     guided: bool = False  # do they stand a step up the return's gradient?
     warm_start: bool = True  # start from the plan of the step before, or anew from zeros?

@@ -240,8 +240,8 @@ def compare_solves(
     a good plan more samples count. It stays a bound from below; how good, its effective samples say.
     """
     sample_key, reference_key, scenario_key = jax.random.split(key, 3)
-    returns_fn = planner.returns_fn(models, models.target_critic, scenario_key, obs)
     config = planner.config.target_planner
+    returns_fn = planner.returns_fn(config, models, models.target_critic, scenario_key, obs)
     thorough = PlannerConfig(config.horizon, reference_samples, 1, "iid", keep_nominal=False)
     starts = jnp.stack([start, jnp.zeros_like(start)])
     patient = partial(solve_again, planner.mppi(config), returns_fn, PATIENCE, sample_key)

@@ -9,7 +9,7 @@ from functools import cached_property
 import jax
 
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.config import Config, ConfigError, PlannerConfig
 from soft_mpcritic.envs import DeviceEnv, DeviceVector, Task
 
 USABLE = 0.9  # of the memory; the rest is the compiler's
@@ -67,15 +67,16 @@ class Footprint:
     def _work_bytes(self, envs: int) -> int:
         """Three activations of every row that is under way, six arrays of sampled actions, the simulator's own."""
         config = self.config
-        members = config.dynamics.members if config.objective.scenarios == "all_members" else 1
-        width = 3 * members * max(config.dynamics.width, config.critic.width)
         online, target = config.planner, config.target_planner
-        rows = (
-            (online.num_samples * envs, online.horizon),
-            (target.num_samples * config.critic.batch_size, target.horizon),
-        )
-        planning = max(4 * count * (width + 6 * (horizon + 1) * self.task.action_size) for count, horizon in rows)
+        planning = max(self._solve_bytes(online, envs), self._solve_bytes(target, config.critic.batch_size))
         return planning + envs * self.env.step_bytes
+
+    def _solve_bytes(self, planner: PlannerConfig, problems: int) -> int:
+        config = self.config
+        members = config.dynamics.members if planner.scenarios == "all_members" else 1
+        activations = 3 * members * max(config.dynamics.width, config.critic.width)
+        actions = 6 * (planner.horizon + 1) * self.task.action_size
+        return 4 * planner.num_samples * problems * (activations + actions)
 
 
 def largest(fits: Callable[[int], bool], below: int) -> int:

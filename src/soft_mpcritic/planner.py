@@ -113,12 +113,15 @@ class Planner:
         start: Float[Array, "B T A"],
     ) -> PlanResult:
         sample_key, scenario_key = jax.random.split(key)
-        returns_fn = self.returns_fn(models, critic, scenario_key, obs)
+        returns_fn = self.returns_fn(config, models, critic, scenario_key, obs)
         start = start if config.warm_start else jnp.zeros_like(start)
         return self.mppi(config).solve(sample_key, start, returns_fn)
 
-    def returns_fn(self, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]) -> ReturnsFn:
+    def returns_fn(
+        self, config: PlannerConfig, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]
+    ) -> ReturnsFn:
         """What action sequences from `obs` are worth to the models and `critic`; `key` draws the members."""
+        scenarios = self._scenarios(config)
 
         def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
             return critic.least(self.features(models, obs), jnp.clip(action, -1, 1))
@@ -129,7 +132,7 @@ class Planner:
         value_after = terminal_value if self.config.objective.terminal_value else None
 
         def returns(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
-            return self._scenarios.returns(key, step, models.dynamics.members, value_after, obs, actions)
+            return scenarios.returns(key, step, models.dynamics.members, value_after, obs, actions)
 
         return returns
 
@@ -162,8 +165,7 @@ class Planner:
         low, high = jnp.array(self.task.action_low), jnp.array(self.task.action_high)
         return low[None, :] + 0.5 * (action + 1) * (high - low)[None, :]
 
-    @cached_property
-    def _scenarios(self) -> Scenarios:
+    def _scenarios(self, config: PlannerConfig) -> Scenarios:
         objective = self.config.objective
         risks: dict[str, RiskMeasure] = {
             "mean": mean_return,
@@ -171,7 +173,7 @@ class Planner:
             "cvar": CVaRReturn(objective.risk_parameter),
             "worst": worst_return,
         }
-        return Scenarios(objective.scenarios, objective.discount, risks[objective.risk])
+        return Scenarios(config.scenarios, objective.discount, risks[objective.risk])
 
     def mppi(self, config: PlannerConfig) -> MPPI:
         """The planner that `config` asks for, under this configuration's objective."""

@@ -46,7 +46,7 @@ class Case:
                 "dynamics.members": self.members,
                 "dynamics.width": self.width,
                 "critic.width": self.width,
-                "objective.scenarios": self.scenarios,
+                "planner.scenarios": self.scenarios,
             },
         )
 
