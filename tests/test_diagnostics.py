@@ -12,20 +12,11 @@ import numpy as np
 import pytest
 
 from soft_mpcritic.agent import Agent, AgentState
-from soft_mpcritic.diagnostics import (
-    PATIENCE,
-    TAIL,
-    Diagnostics,
-    Effort,
-    counted_steps,
-    discounted_returns,
-    draw_windows,
-    rank_correlation,
-    reliability,
-    solve_again,
-    spread_ratio,
-    summarize,
-)
+from soft_mpcritic.diagnostics import Diagnostics, Effort, reliability, summarize
+from soft_mpcritic.diagnostics.figures import rank_correlation, spread_ratio
+from soft_mpcritic.diagnostics.models import draw_windows
+from soft_mpcritic.diagnostics.solves import PATIENCE, solve_again
+from soft_mpcritic.diagnostics.values import TAIL, counted_steps, discounted_returns
 from soft_mpcritic.dynamics import EnsembleDynamics
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.networks import MLP, Linear

@@ -9,16 +9,9 @@ import numpy as np
 
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.diagnosis_plot import plot_diagnosis
-from soft_mpcritic.diagnostics import (
-    REPORT_EFFORT,
-    TAIL,
-    Diagnosis,
-    Diagnostics,
-    Effort,
-    mean_and_deviation,
-    reliability,
-    summarize,
-)
+from soft_mpcritic.diagnostics import REPORT_EFFORT, Diagnosis, Diagnostics, Effort, reliability, summarize
+from soft_mpcritic.diagnostics.figures import mean_and_deviation
+from soft_mpcritic.diagnostics.values import TAIL
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.run_folder import RunFolder, read_table, write_json
 from soft_mpcritic.training import load_state
