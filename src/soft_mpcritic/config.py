@@ -185,13 +185,17 @@ def _paper_uniform() -> Config:
 
 
 def _locomotion() -> Config:
-    """For bodies that run: a uniform prior, as strong actions pay; a sharp search online, a blunt one for targets."""
+    """For bodies that run: a uniform prior, as strong actions pay; a sharp search online, a blunt one for targets.
+
+    The online search asks all members, as it would find the errors of any single one. Targets draw fresh, wide samples
+    only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most.
+    """
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05),
-        planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True),
-        target_planner=PlannerConfig(horizon=1, num_samples=8),
+        planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
+        target_planner=PlannerConfig(num_samples=8, keep_nominal=False),
         critic=CriticConfig(batch_size=256, target_step=0.005),
-        training=TrainingConfig(seed_steps=1000, critic_steps=0.5),
+        training=TrainingConfig(seed_steps=1000),
     )
 
 
