@@ -18,11 +18,12 @@ import pytest
 from soft_mpcritic import cli
 from soft_mpcritic.baselines import Baseline
 from soft_mpcritic.config import ConfigError, TrainingConfig, override, preset
+from soft_mpcritic.files import read_table
 from soft_mpcritic.plotting import plot_groups
 from soft_mpcritic.reproduce import command, outputs, runner
 from soft_mpcritic.reproduce.runner import BaselineRun, OurRun
 from soft_mpcritic.reproduce.studies import CASES
-from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
+from soft_mpcritic.run_folder import RunFolder, RunSettings
 
 IDP = CASES["idp"]
 IDP_CELLS = [cell.name for cell in IDP.cells]

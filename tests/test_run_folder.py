@@ -5,17 +5,8 @@ import jaxtyping
 import pytest
 
 from soft_mpcritic.config import PRESETS, ConfigError, override, preset
-from soft_mpcritic.run_folder import (
-    FORMAT,
-    OURS,
-    RunDescription,
-    RunFolder,
-    RunSettings,
-    Table,
-    check_resumable,
-    read_table,
-    write_json,
-)
+from soft_mpcritic.files import Table, read_table, write_json
+from soft_mpcritic.run_folder import FORMAT, OURS, RunDescription, RunFolder, RunSettings, check_resumable
 
 SETTINGS = RunSettings("InvertedDoublePendulum-v5", "default", 3, 1000, preset("default"))
 

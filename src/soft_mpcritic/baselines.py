@@ -157,13 +157,13 @@ def train_baseline(
 
     `folder` holds the run's config.json already. There are no checkpoints: a baseline is there to be compared with.
     """
-    run = BaselineRun(folder, baseline, task, learner, observer)
-    try:
-        with stop_requests() as stop_requested:
+    with folder.held(), stop_requests() as stop_requested:
+        run = BaselineRun(folder, baseline, task, learner, observer)
+        try:
             learner.learn(baseline.total_steps, lambda reward, done: run.step(reward, done) and not stop_requested())
-        return run.finish()
-    finally:
-        run.close()
+            return run.finish()
+        finally:
+            run.close()
 
 
 class BaselineRun:

@@ -33,9 +33,11 @@ from soft_mpcritic.config import PRESETS, Config, ConfigError, TrainingConfig, c
 from soft_mpcritic.console import Console
 from soft_mpcritic.device_training import prepare_seeds, seed_folders, train_on_device
 from soft_mpcritic.diagnosis import diagnose_run, in_words
-from soft_mpcritic.envs import DEVICE_TASKS, TASKS, BadObservationError, make_task
+from soft_mpcritic.divergence import DivergenceError
+from soft_mpcritic.envs import DEVICE_TASKS, TASKS, EnvironmentFaultError, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
+from soft_mpcritic.files import StorageError
 from soft_mpcritic.plotting import BandKind, XAxis, plot_groups
 from soft_mpcritic.reproduce.command import FailedRunsError, ReproduceArgs
 from soft_mpcritic.run_folder import RunFolder, RunSettings
@@ -287,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         _parse(arguments).run()
-    except (ConfigError, BadObservationError) as error:
+    except (ConfigError, EnvironmentFaultError, DivergenceError, StorageError) as error:
         print(f"soft-mpcritic: {error}", file=sys.stderr)
         return USER_CAN_MEND
     except FailedRunsError as error:

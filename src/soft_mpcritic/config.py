@@ -133,6 +133,10 @@ class TrainingConfig:
     checkpoints_kept: int = 2
     backend: Literal["host", "device"] = "host"  # step Gymnasium, or functions compiled with the agent into one loop?
     matmul_precision: Literal["highest", "high", "default"] = "highest"  # of float32 products on accelerators
+    faults_tolerated: int = 0  # environments may raise, hang or answer nonsense so often; then the run stops
+    step_timeout: float = 0.0  # seconds that an environment may take for a step; 0: as long as it likes
+    skips_tolerated: int = 100  # updates in a row that were not finite, and so not applied: more is divergence
+    divergence: Literal["rollback", "stop"] = "rollback"  # then: back to the last good checkpoint, half the step size
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -143,6 +147,10 @@ class TrainingConfig:
             check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")
         for name in ("checkpoint_every", "checkpoints_kept"):
             check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")
+        check(self.faults_tolerated >= 0, "faults_tolerated", "be >= 0", self.faults_tolerated, "0 stops at the first")
+        check(self.skips_tolerated >= 1, "skips_tolerated", "be >= 1", self.skips_tolerated, "try 100")
+        waits = math.isfinite(self.step_timeout) and self.step_timeout >= 0
+        check(waits, "step_timeout", "be >= 0 seconds", self.step_timeout, "0 waits for ever")
         fits = self.capacity >= self.num_envs
         check(fits, "capacity", f"be >= num_envs = {self.num_envs}", self.capacity, "raise it")
 

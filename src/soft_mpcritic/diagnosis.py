@@ -20,7 +20,8 @@ from soft_mpcritic.diagnostics import (
     summarize,
 )
 from soft_mpcritic.evaluation import Evaluator
-from soft_mpcritic.run_folder import RunFolder, read_table, write_json
+from soft_mpcritic.files import read_table, write_json
+from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
 
 

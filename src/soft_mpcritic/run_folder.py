@@ -3,23 +3,35 @@
 A folder is data. Settings and counters are JSON, tables are CSV; nothing in it is ever executed.
 """
 
-import csv
+import contextlib
 import dataclasses
 import json
-import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from soft_mpcritic.config import Config, ConfigError, from_dict, to_dict
+import filelock
 
+from soft_mpcritic.config import Config, ConfigError, from_dict, to_dict
+from soft_mpcritic.files import why, write_json
+
+LOCK = ".lock"
 FORMAT = 1  # of the run folder; raised when an old folder can no longer be read
 OURS = "soft-mpcritic"  # the algorithm of a run that does not name one
-CHANGEABLE = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "checkpoints_kept")  # on resume
+CHANGEABLE = (  # on resume
+    "evaluate_every",
+    "evaluation_episodes",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "faults_tolerated",
+    "step_timeout",
+    "skips_tolerated",
+    "divergence",
+)
 DESCRIBED = {"env_id": str, "algorithm": str, "preset": str, "seed": int, "total_steps": int, "settings": dict}
-PACKAGES = ("jax", "jaxlib", "equinox", "optax", "gymnasium", "mujoco", "numpy", "orbax-checkpoint")
+PACKAGES = ("jax", "jaxlib", "equinox", "optax", "gymnasium", "mujoco", "numpy", "safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +87,26 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_settings(run, packages)
         except OSError as error:
-            raise ConfigError(f"run folder {self.path} cannot be written: {error.strerror}; choose another.") from error
+            raise ConfigError(f"run folder {self.path} cannot be written: {why(error)}; choose another.") from error
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains in this folder meanwhile; raises `ConfigError` where somebody already does.
+
+        The system lets go of it when the process ends, however it ends.
+        """
+        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise ConfigError(f"another process trains in {self.path}: wait for it, or choose another.") from error
+        except OSError as error:
+            raise ConfigError(f"run folder {self.path} cannot be written: {why(error)}; choose another.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def write_settings(self, run: RunSettings | RunDescription, packages: Sequence[str] = PACKAGES) -> None:
         description = run.description if isinstance(run, RunSettings) else run
@@ -151,36 +182,3 @@ def check_resumable(stored: RunSettings, asked: RunSettings, folder: RunFolder) 
                     f"{section}.{name} was {old[section][name]} and cannot become {value} on resume: "
                     "start another run folder."
                 )
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Whole or not at all: a new file takes the old one's place."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-class Table:
-    """A CSV file that grows by rows and can forget those after a given environment step."""
-
-    def __init__(self, path: Path, columns: Sequence[str], keep_until: int = -1) -> None:
-        self._path, self._columns = path, list(columns)
-        kept = [row for row in read_table(path) if int(row["env_step"]) <= keep_until] if path.is_file() else []
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, path)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one row and hands it to the operating system."""
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by column name; a last line that was cut off while being written is left out."""
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(whole.splitlines()))
