@@ -197,7 +197,6 @@ class BaselineRun:
         return self._journal.finish(self._learner.updates)
 
     def close(self) -> None:
-        self._journal.close()
         self._episodes.close()
         self._learner.close()
 

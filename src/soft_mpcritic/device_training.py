@@ -325,8 +325,6 @@ class DeviceRun:
 
     def close(self) -> None:
         self._evaluator.close()
-        for record in self._records:
-            record.close()
 
     @property
     def _env_step(self) -> int:

@@ -40,6 +40,18 @@ def replace_whole(path: Path, text: str) -> None:
         raise
 
 
+def add_whole(path: Path, content: bytes) -> None:
+    """Adds to the end of a file: all of `content`, or nothing where that fails."""
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while content:  # a write may take only the first part of what it is given
+                content = content[os.write(file.fileno(), content) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
 def sync(path: Path) -> None:
     """What was written to a file or a folder is on the disk when this returns, whatever the power does then."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -81,13 +93,7 @@ class Table:
         """Writes the rows that wait: all of them or none."""
         if not self._waiting:
             return
-        with self._path.open("ab", buffering=0) as file:
-            whole = file.seek(0, os.SEEK_END)
-            try:
-                _write_all(file.fileno(), "".join(self._waiting).encode())
-            except OSError:
-                file.truncate(whole)
-                raise
+        add_whole(self._path, "".join(self._waiting).encode())
         self._waiting.clear()
 
     def sync(self) -> None:
@@ -110,7 +116,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file by column name; a last line that was cut off while being written is left out."""
     text = path.read_bytes().decode(errors="replace")
     whole = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(whole.replace("\0", "").splitlines()))
+    return list(csv.DictReader(whole.splitlines()))
 
 
 def _is_whole(row: Mapping[Any, Any]) -> bool:
@@ -121,9 +127,3 @@ def _line(values: Sequence[Any]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    """A write may take only the first part of what it is given."""
-    while content:
-        content = content[os.write(descriptor, content) :]

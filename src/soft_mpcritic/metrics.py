@@ -142,9 +142,6 @@ class MetricLog:
         self._evaluations.sync()
         self._waits = False
 
-    def close(self) -> None:
-        self._board.close()
-
     def _append(self, table: Table, row: Mapping[str, Any]) -> None:
         try:
             table.append(row)

@@ -160,10 +160,6 @@ class Journal:
             "evaluation_return_max": max(returns, default=None),
         }
 
-    def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-
     @property
     def _open_log(self) -> MetricLog:
         assert self._log is not None, "open() comes first"
@@ -211,7 +207,6 @@ class RunRecord(Journal):
     def roll_back(self, template: AgentState, step: int) -> tuple[AgentState, dict[str, Any]]:
         """`load` within a running process; what came after `step` is void, but the time was spent."""
         spent, faults, rollbacks = self._wall_seconds(), self.faults, self.rollbacks
-        self.close()
         state, progress = self.load(template, step)
         self.clock.wall_seconds, self._started = spent, time.perf_counter()
         self.faults, self.rollbacks = faults, rollbacks + 1

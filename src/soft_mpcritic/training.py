@@ -242,7 +242,6 @@ class Run:
     def close(self) -> None:
         self._envs.close()
         self._evaluator.close()
-        self._record.close()
 
     @property
     def _env_step(self) -> int:

@@ -1,5 +1,6 @@
 """Vectors of Gymnasium environments, stepped by host code, that can be put back where they were."""
 
+import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +27,7 @@ class Vector(Protocol):
     def close(self) -> None: ...
 
 
+PATIENCE = 8  # time-outs in a row that an environment may need for one step: to fail, and to be made and reset anew
 LONGEST_RELIVED = 20_000  # steps of an episode
 
 
@@ -100,7 +102,7 @@ class EnvVector:
         vector = SyncVectorEnv if vectorization == "sync" else AsyncVectorEnv
         self._envs = vector([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = self._envs.single_action_space.dtype
-        self._forgiving = forgiving
+        self._forgiving, self._timeout = forgiving, timeout
         self.num_envs = num_envs
         self.faults: dict[int, str] = {}  # of the last step, by environment
 
@@ -112,7 +114,7 @@ class EnvVector:
 
     def step(self, actions: np.ndarray) -> Experience:
         """Steps all by actions [E, A] in the task's units; raises `EnvironmentFaultError` as the class says."""
-        obs, reward, terminated, truncated, info = self._ask(lambda: self._envs.step(actions.astype(self._dtype)))
+        obs, reward, terminated, truncated, info = self._ask(lambda: self._step(actions.astype(self._dtype)))
         start_obs = obs.astype(np.float32)
         done = terminated | truncated
         next_obs = start_obs
@@ -123,12 +125,30 @@ class EnvVector:
         self._note(info)
         return Experience(reward.astype(np.float32), next_obs, terminated, done, start_obs)
 
+    def _step(self, actions: np.ndarray) -> Any:
+        """A process that does not let its own threads look at the clock is watched from here."""
+        if not isinstance(self._envs, AsyncVectorEnv) or not self._timeout:
+            return self._envs.step(actions)
+        self._envs.step_async(actions)
+        return self._envs.step_wait(PATIENCE * self._timeout)
+
     def _ask(self, question: Callable[[], Any]) -> Any:
-        """A process of its own may also die, and everybody's answers with it."""
+        """Processes of environments may also die, or hang for good, and everybody's answers with them."""
         try:
             return question()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            self._abandon()
             raise EnvironmentFaultError("the process of an environment has died") from error
+        except multiprocessing.TimeoutError as error:
+            self._abandon()
+            raise EnvironmentFaultError("the process of an environment hangs") from error
+
+    def _abandon(self) -> None:
+        """Processes of which one is lost cannot be asked to close."""
+        for process in getattr(self._envs, "processes", ()):
+            process.kill()
+            process.join()
+        self._envs.closed = True
 
     def _note(self, info: dict[str, Any]) -> None:
         told = [part[FAULT] for part in (info.get("final_info", {}), info) if FAULT in part]
