@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import jax.numpy as jnp
+
 from soft_mpcritic.agent import AgentState, Health
 from soft_mpcritic.archive import DamagedError
 from soft_mpcritic.files import LOG
@@ -20,6 +22,7 @@ class DivergenceError(RuntimeError):
 def way_back(records: Sequence[RunRecord], policy: Literal["rollback", "stop"]) -> int:
     """The newest checkpoint of all `records` that was written while updates were finite.
 
+    One that did not help before may have been lost already: others are tried first, which are older.
     Raises `DivergenceError` where there is none, where `policy` says so, and after many returns.
     """
     record = max(records, key=lambda record: record.means.skipped_in_a_row)
@@ -32,13 +35,16 @@ def way_back(records: Sequence[RunRecord], policy: Literal["rollback", "stop"]) 
     good = set.intersection(*(set(_good_steps(record)) for record in records))
     if not good:
         raise DivergenceError(f"{told}, and there is no checkpoint from before; {remedy}.")
-    LOG.warning("%s; back to environment step %d with %g of the step size", told, max(good), SMALLER)
-    return max(good)
+    chosen = max(good - set(record.returned_to) or good)
+    record.returned_to.append(chosen)
+    LOG.warning("%s; back to environment step %d with %g of the step size", told, chosen, SMALLER)
+    return chosen
 
 
 def smaller_steps(state: AgentState, before: Health) -> AgentState:
     """The state of a checkpoint that learning goes on from with smaller steps; what was skipped stays counted."""
-    health = dataclasses.replace(state.health, skipped=before.skipped, step_size=SMALLER * state.health.step_size)
+    step_size = SMALLER * jnp.minimum(state.health.step_size, before.step_size)
+    health = dataclasses.replace(state.health, skipped=before.skipped, step_size=step_size)
     return dataclasses.replace(state, health=health)
 
 

@@ -179,6 +179,7 @@ class RunRecord(Journal):
         self.checkpoints = Checkpoints(folder, max(training.checkpoints_kept, checkpoints_kept))
         self.faults = 0  # steps of environments that went wrong and were survived
         self.rollbacks = 0
+        self.returned_to: list[int] = []  # checkpoints, by this process
         self._skipped = 0  # updates, as of the last row
         self._unsaved: OSError | None = None  # why the last checkpoint could not be written
 
