@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from jaxtyping import Float
 
-from soft_mpcritic.config import ConfigError, TrainingConfig, check, check_choices
+from soft_mpcritic.config import ConfigError, TrainingConfig, check, check_fields
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, Task, Vector, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Episodes
 from soft_mpcritic.recording import Journal, Observer, Schedule
@@ -49,7 +49,7 @@ class Baseline:
     training: TrainingConfig = field(default_factory=TrainingConfig)  # when to log and evaluate
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         check(self.learning_starts >= 1, "learning_starts", "be >= 1", self.learning_starts, "100 is sbx's")
 
     @property

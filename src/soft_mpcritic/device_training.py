@@ -193,7 +193,8 @@ class DeviceRun:
             self._advance()
             if any(self._diverged):
                 self._turn_back()
-            self._report()
+            else:
+                self._report()
 
     def _advance(self) -> None:
         """One compiled chunk: all steps to the next that something falls due at."""

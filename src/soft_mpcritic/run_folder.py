@@ -6,18 +6,20 @@ A folder is data. Settings and counters are JSON, tables are CSV; nothing in it 
 import contextlib
 import dataclasses
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from soft_mpcritic.config import Config, ConfigError, from_dict, to_dict
+from soft_mpcritic.config import LONGEST, Config, ConfigError, check, from_dict, to_dict
 from soft_mpcritic.files import why, write_json
+from soft_mpcritic.provenance import provenance
 
 LOCK = ".lock"
+LARGEST_RECORD = 2**20  # bytes of config.json
+MOST_EARLIER = 100  # processes of a run that were made otherwise than those before
 FORMAT = 1  # of the run folder; raised when an old folder can no longer be read
 OURS = "soft-mpcritic"  # the algorithm of a run that does not name one
 CHANGEABLE = (  # on resume
@@ -109,15 +111,19 @@ class RunFolder:
             lock.release()
 
     def write_settings(self, run: RunSettings | RunDescription, packages: Sequence[str] = PACKAGES) -> None:
+        """What the run is told, and what it is made with; earlier processes that were made otherwise stay on record."""
         description = run.description if isinstance(run, RunSettings) else run
-        record = {
-            "format": FORMAT,
-            "version": metadata.version("soft-mpcritic"),
-            **dataclasses.asdict(description),
-            "platform": {"python": platform.python_version(), "system": platform.platform()},
-            "packages": {name: metadata.version(name) for name in packages},
-        }
+        made = provenance(packages)
+        record = {"format": FORMAT, **made, **dataclasses.asdict(description), "earlier": self._earlier(made)}
         write_json(self.path / "config.json", record)
+
+    def _earlier(self, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if not self.exists:
+            return []
+        record = self.read_record()
+        before, earlier = {name: record.get(name) for name in made}, record.get("earlier")
+        known = earlier if isinstance(earlier, list) else []
+        return known if before == made else [*known, before][-MOST_EARLIER:]
 
     def read_settings(self) -> RunSettings:
         """The settings of a run of ours; raises `ConfigError` as `read_description`, and for a baseline's run."""
@@ -136,7 +142,7 @@ class RunFolder:
             if seeds:
                 raise ConfigError(f"{self.path} holds a run per seed ({', '.join(seeds)}): name one of them.")
             raise ConfigError(f"{self.path} is not a run folder, it has no config.json: name a folder that train made.")
-        record = self._read_record()
+        record = self.read_record()
         if record.get("format") != FORMAT:
             raise ConfigError(
                 f"run folder {self.path} has format {record.get('format')}, this version reads {FORMAT}: "
@@ -146,7 +152,11 @@ class RunFolder:
         try:
             for name, kind in DESCRIBED.items():
                 if type(record[name]) is not kind:
-                    raise TypeError(f"{name} is {record[name]!r}")
+                    raise TypeError(f"{name} is {record[name]!r}"[:200])
+            check(0 <= record["seed"] < 2**32, "seed", "lie in [0, 2^32)", record["seed"], "start another run")
+            within = 1 <= record["total_steps"] <= LONGEST
+            check(within, "total_steps", f"lie in [1, {LONGEST}]", str(record["total_steps"])[:30], "start another run")
+            self._check_module(record["env_id"])
             if record["algorithm"] == OURS:
                 record["settings"] = to_dict(from_dict(record["settings"]))
         except ConfigError as error:
@@ -155,10 +165,28 @@ class RunFolder:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error!r}; start another run.") from error
         return RunDescription(**{name: record[name] for name in DESCRIBED})
 
-    def _read_record(self) -> dict[str, Any]:
+    def _check_module(self, env_id: str) -> None:
+        """Of "module:id" the module gets imported: it must not come with the folder, which is data."""
+        module = env_id.rpartition(":")[0].partition(".")[0]
+        if not module:
+            return
         try:
-            record = json.loads((self.path / "config.json").read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            spec = find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
+        inside = any(Path(place).resolve().is_relative_to(self.path.resolve()) for place in places if place)
+        check(not inside, "env_id", "name a module outside of the run folder", repr(env_id), "move it if you trust it")
+
+    def read_record(self) -> dict[str, Any]:
+        """Everything in config.json, unchecked; raises `ConfigError` where it is no JSON object."""
+        path = self.path / "config.json"
+        if path.stat().st_size > LARGEST_RECORD:
+            told = f"{path.stat().st_size} bytes where at most {LARGEST_RECORD} are expected"
+            raise ConfigError(f"{path} is damaged: {told}; start another run.")
+        try:
+            record = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}; start another run.") from error
         if not isinstance(record, dict):
             raise ConfigError(f"{self.path / 'config.json'} is damaged: not a JSON object; start another run.")

@@ -21,6 +21,7 @@ from soft_mpcritic.divergence import DivergenceError, smaller_steps, way_back
 from soft_mpcritic.envs import EnvironmentFaultError, EnvVector, make_task
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import LOG
+from soft_mpcritic.memory import Footprint, available_memory
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings, check_resumable
 from soft_mpcritic.types import AnyArray, Experience
@@ -34,9 +35,14 @@ def make_agent(settings: RunSettings) -> Agent:
     return Agent(make_task(settings.env_id, config.training.backend, config.objective.goal), config)
 
 
+def check_memory(agent: Agent) -> None:
+    """Raises `ConfigError` where an agent would not fit into the machine, before anything is allocated."""
+    Footprint(agent.task, agent.config).check(1, *available_memory())
+
+
 def prepare_run(folder: RunFolder, asked: RunSettings, resume: bool) -> RunSettings:
     """The settings to run with; makes the folder or checks that the stored run can go on. Raises `ConfigError`."""
-    make_agent(asked)
+    check_memory(make_agent(asked))
     _check_place(folder, asked, resume)
     with folder.held():
         _check_place(folder, asked, resume)
@@ -108,7 +114,8 @@ class Run:
             self._advance()
             if self._record.means.skipped_in_a_row >= self._settings.config.training.skips_tolerated:
                 self._turn_back()
-            self._report()
+            else:
+                self._report()
 
     def _advance(self) -> None:
         """One step of all environments, and all that is learned from it.
@@ -257,6 +264,7 @@ def load_state(folder: RunFolder, settings: RunSettings) -> tuple[Agent, AgentSt
     agent = make_agent(settings)
     if not folder.has_checkpoints:
         raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
+    check_memory(agent)
     state, _ = Checkpoints(folder).load(jit(agent.init)(jax.random.key(settings.seed)))
     return agent, state
 
