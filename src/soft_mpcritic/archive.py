@@ -118,6 +118,11 @@ class Archive:
             return str(error)
         return None
 
+    def checksum(self, step: int, name: str) -> str | None:
+        """Of a file as it is now; None where there is none."""
+        path = self.path / str(step) / name
+        return _checksum(path) if path.is_file() else None
+
     def set_aside_after(self, step: int) -> None:
         """Archives of later steps are of no more use, but kept for whoever wants to look: `<step>.aside`."""
         for later in self.steps:
