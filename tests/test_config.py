@@ -91,6 +91,8 @@ REFUSED = [
     (TrainingConfig, "log_every", 10**15),
     (DynamicsConfig, "depth", 10**6),
     (CriticConfig, "learning_rate", 1e30),
+    (CriticConfig, "scale", 0.0),
+    (CriticConfig, "scale", math.inf),
 ]
 
 

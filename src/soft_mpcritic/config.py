@@ -120,7 +120,8 @@ class CriticConfig:
     loss: Literal["mse", "hl_gauss"] = "mse"
     bins: int = 101  # of hl_gauss
     support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, in the critic's unit
-    unit: Literal["reward", "return"] = "return"  # network output 1 means 1, or 1 / (1 - discount)
+    unit: Literal["reward", "return"] = "return"  # network output 1 means `scale`, or scale / (1 - discount)
+    scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
 
@@ -130,6 +131,7 @@ class CriticConfig:
         check(0 < self.target_step <= 1, "target_step", "lie in (0, 1]", self.target_step, "try 0.005")
         check(self.target_every >= 1, "target_every", "be >= 1", self.target_every, "use 1 for every update")
         check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
+        check(_positive(self.scale), "scale", "be > 0", self.scale, "use the size of a usual reward")
         pair = len(self.support) == 2 and all(isinstance(end, int | float) for end in self.support)
         check(pair, "support", "be two numbers", repr(self.support)[:60], "try (-20, 20)")
         bounded = all(map(math.isfinite, self.support)) and self.support[0] < self.support[1]
