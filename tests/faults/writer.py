@@ -49,7 +49,7 @@ class Campaign:
         self._place, self._random = place, random.Random(seed)
         place.mkdir(parents=True)
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.faults.writer"])
+        self._context.set_forkserver_preload(["__main__", "tests.faults.writer"])
         self.safe = 0  # newest step that a process called safe
         self.left = Counter[str]()  # what kills found under way
 
@@ -59,6 +59,7 @@ class Campaign:
         process = self._context.Process(target=write, args=(self._place, theirs), daemon=True)
         process.start()
         theirs.close()
+        ours.poll(60)  # the first archive is safe; a kill before anything happens would prove nothing
         time.sleep(self._random.uniform(0.0, 0.25))
         process.kill()
         process.join()
