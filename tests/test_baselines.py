@@ -19,8 +19,9 @@ from soft_mpcritic.baselines import Baseline, Learner, StandardObservation, stan
 from soft_mpcritic.config import ConfigError, TrainingConfig
 from soft_mpcritic.envs import TASKS, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
+from soft_mpcritic.files import read_table
 from soft_mpcritic.metrics import HOST_COLUMNS
-from soft_mpcritic.run_folder import RunFolder, read_table
+from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.types import Episode
 from tests.systems import small_config
 

@@ -373,7 +373,7 @@ def trained_with(monkeypatch):
         calls.append(settings)
         return {"status": "finished", "env_step": 0, "wall_seconds": 0.0}
 
-    monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr("soft_mpcritic.cli.training.train", train)
     return calls
 
 

@@ -77,6 +77,22 @@ REFUSED = [
     (TrainingConfig, "evaluation_episodes", 0),
     (TrainingConfig, "checkpoint_every", 0),
     (TrainingConfig, "checkpoints_kept", 0),
+    (TrainingConfig, "faults_tolerated", -1),
+    (TrainingConfig, "step_timeout", -1.0),
+    (TrainingConfig, "step_timeout", math.nan),
+    (TrainingConfig, "skips_tolerated", 0),
+    (TrainingConfig, "divergence", "pray"),
+    (PlannerConfig, "horizon", 1001),
+    (PlannerConfig, "horizon", 2.5),
+    (PlannerConfig, "horizon", True),
+    (PlannerConfig, "guided", 1),
+    (ObjectiveConfig, "temperature", "hot"),
+    (TrainingConfig, "capacity", 10**15),
+    (TrainingConfig, "log_every", 10**15),
+    (DynamicsConfig, "depth", 10**6),
+    (CriticConfig, "learning_rate", 1e30),
+    (CriticConfig, "scale", 0.0),
+    (CriticConfig, "scale", math.inf),
 ]
 
 

@@ -43,7 +43,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints = Checkpoints(folder, 1)
     one_row = dataclasses.replace(state.replay, size=jnp.ones_like(state.replay.size))
     checkpoints.save(1, dataclasses.replace(state, replay=one_row), {})
-    checkpoints.close()
     return folder.path
 
 

@@ -16,11 +16,12 @@ from soft_mpcritic.agent import Agent
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.device_training import DeviceLoop, DeviceRun, fitted, prepare_seeds, seed_folders, train_on_device
-from soft_mpcritic.envs import BadObservationError, DeviceVector, make_device_env, make_task
+from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_env, make_task
 from soft_mpcritic.envs.device.pendulums import CartPoleState, CartPoleSwingUp
+from soft_mpcritic.files import read_table
 from soft_mpcritic.memory import Footprint, available_memory, largest
 from soft_mpcritic.recording import RunRecord, Schedule
-from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
+from soft_mpcritic.run_folder import RunFolder, RunSettings
 from tests.systems import small_config
 from tests.test_training import Silent, assert_same_run, final_arrays, without_times
 
@@ -199,7 +200,9 @@ def test_numbers_that_are_not_finite_are_named_and_never_kept(tmp_path: Path, mo
             return jnp.where(state.position > 0.3, jnp.nan, super().observe(state))
 
     monkeypatch.setattr(device_training, "make_device_env", lambda _: Broken())
-    with pytest.raises(BadObservationError, match=r"environment [01] of seed 0 is not finite, at environment step \d+"):
+    with pytest.raises(
+        EnvironmentFaultError, match=r"environment [01] of seed 0 is not finite, at environment step \d+"
+    ):
         run(tmp_path / "bad")
     if RunFolder(tmp_path / "bad").has_checkpoints:
         assert all(np.isfinite(array).all() for array in final_arrays(tmp_path / "bad").values())

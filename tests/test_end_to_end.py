@@ -50,7 +50,7 @@ def test_plot_draws_a_picture(trained, tmp_path, capsys):
 def test_diagnose_leaves_a_picture_and_numbers_and_says_what_they_say(trained, capsys, monkeypatch):
     """With little effort; 60 steps suffice for numbers, not for good ones. JSON holds no NaN."""
     little = Effort(steps=50, windows=50, solves=4, reference_samples=32)
-    monkeypatch.setattr("soft_mpcritic.cli.diagnose_run", partial(diagnose_run, effort=little))
+    monkeypatch.setattr("soft_mpcritic.cli.looking.diagnose_run", partial(diagnose_run, effort=little))
     assert main(["diagnose", str(trained), "--episodes", "2", "--json"]) == 0
     (printed,) = capsys.readouterr().out.strip().splitlines()
     record = json.loads(printed, parse_constant=pytest.fail)

@@ -21,9 +21,9 @@ from soft_mpcritic.envs import make_task
 from soft_mpcritic.envs.registry import EPISODE_STEPS
 from soft_mpcritic.envs.tasks import TaskSpec, unknown
 from soft_mpcritic.exported import ExportedController
+from soft_mpcritic.files import read_table
 from soft_mpcritic.goal import FIRST_TERMINATION, REWARD_FLOOR, LearnedGoal
 from soft_mpcritic.networks import MLP, Linear
-from soft_mpcritic.run_folder import read_table
 from soft_mpcritic.types import Experience
 from tests.systems import SMALL, System, learn, never, small_config
 from tests.test_training import final_arrays

@@ -17,12 +17,15 @@ import pytest
 
 from soft_mpcritic import cli
 from soft_mpcritic.baselines import Baseline
+from soft_mpcritic.cli.parsing import parse
+from soft_mpcritic.cli.training import BaselineArgs, TrainArgs
 from soft_mpcritic.config import ConfigError, TrainingConfig, override, preset
+from soft_mpcritic.files import read_table
 from soft_mpcritic.plotting import plot_groups
 from soft_mpcritic.reproduce import command, outputs, runner
 from soft_mpcritic.reproduce.runner import BaselineRun, OurRun
 from soft_mpcritic.reproduce.studies import CASES
-from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
+from soft_mpcritic.run_folder import RunFolder, RunSettings
 
 IDP = CASES["idp"]
 IDP_CELLS = [cell.name for cell in IDP.cells]
@@ -358,8 +361,8 @@ def test_the_command_of_a_run_trains_what_was_asked(tmp_path):
     case, cell = CASES["hopper"], CASES["hopper"].cells[1]
     asked = RunSettings(case.env_id, "paper", 3, 70, case.config(cell, "paper", quick=True))
     run = OurRun(cell.name, 3, 70, RunFolder(tmp_path / "run"), tmp_path / "log", asked)
-    parsed = cli._parse(run.arguments())
-    assert isinstance(parsed, cli.TrainArgs) and parsed.resume and parsed.run_dir == tmp_path / "run"
+    parsed = parse(run.arguments())
+    assert isinstance(parsed, TrainArgs) and parsed.resume and parsed.run_dir == tmp_path / "run"
     assert parsed.total_steps is not None
     assert RunSettings(parsed.env_id, parsed.preset, parsed.seed, parsed.total_steps, parsed.config) == asked
 
@@ -374,8 +377,8 @@ def baseline_run(request, tmp_path) -> BaselineRun:
 
 
 def test_the_command_of_a_baseline_trains_what_was_asked(baseline_run):
-    given, asked = cli._parse(baseline_run.arguments()), baseline_run.asked
-    assert isinstance(given, cli.BaselineArgs)
+    given, asked = parse(baseline_run.arguments()), baseline_run.asked
+    assert isinstance(given, BaselineArgs)
     assert (given.run_dir, given.total_steps) == (baseline_run.folder.path, asked.total_steps)
     training = TrainingConfig(evaluate_every=given.evaluate_every, evaluation_episodes=given.evaluation_episodes)
     same = Baseline(given.algorithm, given.env_id, given.seed, asked.total_steps, given.learning_starts, training)

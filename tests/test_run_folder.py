@@ -1,21 +1,14 @@
 import dataclasses
 import json
+import re
 
 import jaxtyping
 import pytest
 
+from soft_mpcritic import provenance
 from soft_mpcritic.config import PRESETS, ConfigError, override, preset
-from soft_mpcritic.run_folder import (
-    FORMAT,
-    OURS,
-    RunDescription,
-    RunFolder,
-    RunSettings,
-    Table,
-    check_resumable,
-    read_table,
-    write_json,
-)
+from soft_mpcritic.files import Table, read_table, write_json
+from soft_mpcritic.run_folder import FORMAT, OURS, RunDescription, RunFolder, RunSettings, check_resumable
 
 SETTINGS = RunSettings("InvertedDoublePendulum-v5", "default", 3, 1000, preset("default"))
 
@@ -267,3 +260,67 @@ def test_a_table_cut_off_at_its_head_starts_anew(tmp_path, text):
     assert read_table(tmp_path / "t.csv") == []
     Table(tmp_path / "t.csv", COLUMNS, keep_until=99).append({"env_step": 1, "value": 2})
     assert steps_in(tmp_path / "t.csv") == [1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": -1},
+        {"seed": 2**32},
+        {"total_steps": 0},
+        {"total_steps": 10**300},
+        {"settings": {"training": {"capacity": 10**18}}},
+        {"settings": {"planner": {"horizon": 10**9}}},
+        {"settings": {"dynamics": {"width": 1e9}}},
+        {"settings": {"critic": {"support": [0, 1, 2]}}},
+        {"settings": {"critic": {"support": "xy"}}},
+        {"settings": {"training": {"num_envs": "2; rm -rf /"}}},
+    ],
+    ids=str,
+)
+def test_absurd_numbers_are_refused(folder, changes):
+    rewrite(folder, **changes)
+    assert "config.json is damaged: " in refused(folder.read_settings)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, " " * 2_000_000, "9" * 10_000], ids=lambda t: t[:5])
+def test_crafted_records_are_refused(folder, text):
+    (folder.path / "config.json").write_text(text)
+    assert "config.json is damaged: " in refused(folder.read_settings)
+
+
+def test_a_module_in_the_folder_is_not_imported(folder, monkeypatch):
+    """A folder is data, also for somebody who stands in it."""
+    (folder.path / "crafted.py").write_text("raise SystemExit('executed')")
+    (folder.path / "package").mkdir()
+    (folder.path / "package" / "__init__.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(str(folder.path))
+    for module in ("crafted", "package", "package.below"):
+        rewrite(folder, env_id=f"{module}:Any-v0")
+        assert "name a module outside of the run folder" in refused(folder.read_settings)
+    rewrite(folder, env_id="elsewhere:Any-v0")
+    assert folder.read_settings().env_id == "elsewhere:Any-v0"
+
+
+def test_what_a_run_was_made_with_before_stays_on_record(folder):
+    folder.write_settings(SETTINGS)
+    assert folder.read_record()["earlier"] == []
+    rewrite(folder, version="0.0.1", commit="abc")
+    folder.write_settings(SETTINGS)
+    (before,) = folder.read_record()["earlier"]
+    assert (before["version"], before["commit"]) == ("0.0.1", "abc")
+    assert folder.read_record()["version"] != "0.0.1"
+
+
+def test_the_commit_is_that_of_this_checkout():
+    told = provenance.commit()
+    assert (told is None) == (not (provenance.ROOT / ".git").exists())
+    assert told is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", told)
+
+
+def test_a_folder_is_held_by_one_at_a_time(folder):
+    with folder.held():
+        text = refused(lambda: RunFolder(folder.path).held().__enter__())
+    assert text == f"another process trains in {folder.path}: wait for it, or choose another."
+    with RunFolder(folder.path).held():
+        pass

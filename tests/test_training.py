@@ -13,8 +13,9 @@ import pytest
 from soft_mpcritic.checkpoint import Checkpoints, pack
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
-from soft_mpcritic.envs import BadObservationError
-from soft_mpcritic.run_folder import RunFolder, RunSettings, read_table
+from soft_mpcritic.envs import EnvironmentFaultError
+from soft_mpcritic.files import read_table
+from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import Run, load_state, prepare_run, train
 from soft_mpcritic.types import Episode
 from tests.systems import small_config
@@ -182,7 +183,7 @@ def test_an_environment_that_raises_costs_nothing_that_was_learned(tmp_path: Pat
         return honest(self, action)
 
     monkeypatch.setattr(target, "step", broken)
-    with pytest.raises(ValueError, match="motor on fire"):
+    with pytest.raises(EnvironmentFaultError, match=r"environment 0 raised ValueError: motor on fire .* step 25"):
         run(tmp_path / "raises", 110, small_config())
     assert int(final_arrays(tmp_path / "raises")[".replay.size"]) == 24
 
@@ -200,10 +201,9 @@ def test_a_bad_observation_is_named_and_what_was_learned_is_kept(tmp_path: Path,
 
     monkeypatch.setattr(target, "step", broken)
     expected = "component 3 of the observation of environment 0 is nan, at environment step 30"
-    with pytest.raises(BadObservationError, match=expected):
+    with pytest.raises(EnvironmentFaultError, match=expected):
         run(path, 110, small_config())
     checkpoints = Checkpoints(RunFolder(path), 2)
     assert checkpoints.latest == 29
-    checkpoints.close()
     monkeypatch.setattr(target, "step", honest)
     assert run(path, 60, small_config(), resume=True)["env_step"] == 60

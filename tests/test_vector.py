@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from soft_mpcritic.envs import TASKS, BadObservationError, EnvVector, make_task
+from soft_mpcritic.envs import TASKS, EnvironmentFaultError, EnvVector, make_task
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.types import Experience
 
@@ -188,7 +188,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(faulty_task, f
     envs.reset(0)
     action = np.array([[0.0], [1.0]])
     run(envs, np.stack([action] * (at - 1)))
-    with pytest.raises(BadObservationError) as caught:
+    with pytest.raises(EnvironmentFaultError) as caught:
         envs.step(action)
     assert str(caught.value) == message
     envs.close()
@@ -196,7 +196,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(faulty_task, f
 
 def test_a_first_observation_that_is_not_finite_is_refused(faulty_task):
     envs = EnvVector(faulty_task, 2, fault="first")
-    with pytest.raises(BadObservationError, match=r"^component 1 of the first observation of environment 0 is nan$"):
+    with pytest.raises(EnvironmentFaultError, match=r"^component 1 of the first observation of environment 0 is nan$"):
         envs.reset(0)
     envs.close()
 

@@ -37,6 +37,23 @@ class Pending(eqx.Module):
     plan: Float[Array, "E T A"]  # made at `obs`; between steps: the start of the next solve
 
 
+class Health(eqx.Module):
+    """How learning fares. An update that would not be finite is not applied."""
+
+    skipped: Int[Array, ""]  # updates of which a part was not applied
+    in_a_row: Int[Array, ""]  # of these, the last ones without a sound one in between
+    step_size: Float[Array, ""]  # factor of all learning rates: 1, or less after a return to a checkpoint
+
+    @staticmethod
+    def init() -> "Health":
+        return Health(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.ones(()))
+
+    def after(self, sound: Bool[Array, ""]) -> "Health":
+        """One update later."""
+        bad = 1 - sound.astype(self.skipped.dtype)
+        return Health(self.skipped + bad, bad * (self.in_a_row + 1), self.step_size)
+
+
 class AgentState(eqx.Module):
     """Everything that changes while learning."""
 
@@ -48,6 +65,7 @@ class AgentState(eqx.Module):
     pending: Pending
     key: PRNGKeyArray
     updates: Int[Array, ""]
+    health: Health
 
 
 class LearningMetrics(NamedTuple):
@@ -65,6 +83,7 @@ class LearningMetrics(NamedTuple):
     plan_change: Float[Array, ""]  # root mean square of what the refinement changed
     reward_error: Float[Array, ""]  # of a learned goal, as in `GoalErrors`; NaN for a known one
     termination_loss: Float[Array, ""]
+    skipped: Float[Array, ""]  # updates in a row, up to this one, that were not finite and not applied
 
 
 class PlanningMetrics(NamedTuple):
@@ -82,7 +101,8 @@ class PlanningMetrics(NamedTuple):
         return PlanningMetrics(jnp.mean(result.value), *(jnp.mean(figure) for figure in result.stats))
 
 
-METRIC_NAMES = (*LearningMetrics._fields, *PlanningMetrics._fields)
+LEARNING_NAMES = LearningMetrics._fields
+METRIC_NAMES = (*LEARNING_NAMES, *PlanningMetrics._fields)
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,7 @@ class Agent:
             ),
             key=key,
             updates=jnp.zeros((), jnp.int32),
+            health=Health.init(),
         )
 
     # ------------------------------------------------- one environment step
@@ -230,16 +251,26 @@ class Agent:
         return jax.lax.fori_loop(0, updates, lambda _, carry: self.update(carry[0]), start)
 
     def update(self, state: AgentState) -> tuple[AgentState, LearningMetrics]:
-        """One round of amortised value iteration and one step of model learning."""
+        """One round of amortised value iteration and one step of model learning.
+
+        Of networks whose gradient is not finite, nothing changes; `AgentState.health` counts such updates.
+        """
         key, critic_key, row_key = jax.random.split(state.key, 3)
-        state, critic_figures = self._update_critic(dataclasses.replace(state, key=key), critic_key)
+        state, critic_figures, critic_sound = self._update_critic(dataclasses.replace(state, key=key), critic_key)
         batch = state.replay.take(state.replay.sample_rows(row_key, self._batches * self.config.dynamics.batch_size))
-        state, member_losses = self._update_dynamics(state, batch)
-        state, goal_errors = self._update_goal(state, batch)
+        state, member_losses, members_sound = self._update_dynamics(state, batch)
+        state, goal_errors, goal_sound = self._update_goal(state, batch)
+        health = state.health.after(critic_sound & members_sound & goal_sound)
         loss = jnp.mean(member_losses)
         spread = jnp.std(member_losses) / jnp.maximum(loss, 1e-12)
-        figures = LearningMetrics(dynamics_loss=loss, member_spread=spread, **critic_figures, **goal_errors._asdict())
-        return dataclasses.replace(state, updates=state.updates + 1), figures
+        figures = LearningMetrics(
+            dynamics_loss=loss,
+            member_spread=spread,
+            skipped=health.in_a_row.astype(loss.dtype),
+            **critic_figures,
+            **goal_errors._asdict(),
+        )
+        return dataclasses.replace(state, updates=state.updates + 1, health=health), figures
 
     def targets(
         self, models: Models, key: PRNGKeyArray, batch: Transition, start: Float[Array, "R T A"]
@@ -250,7 +281,9 @@ class Agent:
         future = jnp.where(alive, self.config.objective.discount * result.value, 0.0)
         return batch.reward + future, result
 
-    def _update_critic(self, state: AgentState, key: PRNGKeyArray) -> tuple[AgentState, dict[str, Array]]:
+    def _update_critic(
+        self, state: AgentState, key: PRNGKeyArray
+    ) -> tuple[AgentState, dict[str, Array], Bool[Array, ""]]:
         config, models, replay = self.config.critic, state.models, state.replay
         row_key, plan_key = jax.random.split(key)
         rows = replay.sample_rows(row_key, config.batch_size)
@@ -268,7 +301,9 @@ class Agent:
             return critic.loss(features, batch.action, target, weight)
 
         (loss, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(models.critic.networks)
-        networks, optimizer = _descend(self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks)
+        networks, optimizer, sound = _descend(
+            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, state.health.step_size
+        )
         due = (state.updates + 1) % config.target_every == 0
         target_step = jnp.where(due, config.target_step, 0.0)
         models = dataclasses.replace(
@@ -288,9 +323,11 @@ class Agent:
             "plan_age": age,
             "plan_change": jnp.sqrt(jnp.mean((result.plan - start) ** 2)),
         }
-        return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures
+        return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures, sound
 
-    def _update_dynamics(self, state: AgentState, batch: Transition) -> tuple[AgentState, Float[Array, " N"]]:
+    def _update_dynamics(
+        self, state: AgentState, batch: Transition
+    ) -> tuple[AgentState, Float[Array, " N"], Bool[Array, ""]]:
         """One step of every member on its own part of the batch, or on all of it."""
         config, models = self.config.dynamics, state.models
         inputs = jnp.concatenate([self.planner.features(models, batch.obs), batch.action], axis=-1)
@@ -303,17 +340,21 @@ class Agent:
         (_, losses), gradient = jax.value_and_grad(dynamics_loss, has_aux=True)(
             models.dynamics.members, per_member(inputs), per_member(targets)
         )
-        members, optimizer = _descend(
-            self._dynamics_optimizer, gradient, state.dynamics_optimizer, models.dynamics.members
+        members, optimizer, sound = _descend(
+            self._dynamics_optimizer,
+            gradient,
+            state.dynamics_optimizer,
+            models.dynamics.members,
+            state.health.step_size,
         )
         models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
-        return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses
+        return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses, sound
 
-    def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors]:
+    def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors, Bool[Array, ""]]:
         """One step of a learned goal on the whole batch."""
         models, goal, optimizer = state.models, state.models.goal, state.goal_optimizer
         if goal is None or optimizer is None:
-            return state, GoalErrors(jnp.array(jnp.nan), jnp.array(jnp.nan))
+            return state, GoalErrors(jnp.array(jnp.nan), jnp.array(jnp.nan)), jnp.array(True)
         features, next_features = (self.planner.features(models, obs) for obs in (batch.obs, batch.next_obs))
 
         def loss_of(network: MLP) -> tuple[Array, GoalErrors]:
@@ -321,9 +362,11 @@ class Agent:
             return learned.loss(features, batch.action, next_features, batch.reward, batch.terminated)
 
         (_, errors), gradient = jax.value_and_grad(loss_of, has_aux=True)(goal.network)
-        network, optimizer = _descend(self._dynamics_optimizer, gradient, optimizer, goal.network)
+        network, optimizer, sound = _descend(
+            self._dynamics_optimizer, gradient, optimizer, goal.network, state.health.step_size
+        )
         models = dataclasses.replace(models, goal=LearnedGoal(network, goal.reward_scale))
-        return dataclasses.replace(state, models=models, goal_optimizer=optimizer), errors
+        return dataclasses.replace(state, models=models, goal_optimizer=optimizer), errors, sound
 
     # --------------------------------------------------------------- settings
 
@@ -350,12 +393,21 @@ def _first_action(result: PlanResult, explore: Explore) -> Float[Array, "B A"]:
 
 
 def _descend(
-    optimizer: optax.GradientTransformation, gradient: MLP, state: optax.OptState, networks: MLP
-) -> tuple[MLP, optax.OptState]:
-    """One step of an optimiser."""
+    optimizer: optax.GradientTransformation,
+    gradient: MLP,
+    state: optax.OptState,
+    networks: MLP,
+    step_size: Float[Array, ""],
+) -> tuple[MLP, optax.OptState, Bool[Array, ""]]:
+    """One step of an optimiser, times `step_size`; no step where the gradient is not finite. Was there one?
+
+    The squares are asked, not the gradient: where one overflows, Adam would never move that parameter again.
+    """
     with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers, whatever is asked of us
-        change, state = optimizer.update(_params(gradient), state)
-    return jax.tree.map(jnp.add, networks, change), state
+        change, moved = optimizer.update(_params(gradient), state)
+    sound = jnp.isfinite(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+    networks = jax.tree.map(lambda p, c: p + jnp.where(sound, step_size * c, 0.0), networks, change)
+    return networks, jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state), sound
 
 
 def _params(networks: MLP) -> Any:

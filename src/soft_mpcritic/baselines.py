@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from jaxtyping import Float
 
-from soft_mpcritic.config import ConfigError, TrainingConfig, check, check_choices
+from soft_mpcritic.config import ConfigError, TrainingConfig, check, check_fields
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, Task, Vector, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Episodes
 from soft_mpcritic.recording import Journal, Observer, Schedule
@@ -49,7 +49,7 @@ class Baseline:
     training: TrainingConfig = field(default_factory=TrainingConfig)  # when to log and evaluate
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         check(self.learning_starts >= 1, "learning_starts", "be >= 1", self.learning_starts, "100 is sbx's")
 
     @property
@@ -157,13 +157,13 @@ def train_baseline(
 
     `folder` holds the run's config.json already. There are no checkpoints: a baseline is there to be compared with.
     """
-    run = BaselineRun(folder, baseline, task, learner, observer)
-    try:
-        with stop_requests() as stop_requested:
+    with folder.held(), stop_requests() as stop_requested:
+        run = BaselineRun(folder, baseline, task, learner, observer)
+        try:
             learner.learn(baseline.total_steps, lambda reward, done: run.step(reward, done) and not stop_requested())
-        return run.finish()
-    finally:
-        run.close()
+            return run.finish()
+        finally:
+            run.close()
 
 
 class BaselineRun:
@@ -197,7 +197,6 @@ class BaselineRun:
         return self._journal.finish(self._learner.updates)
 
     def close(self) -> None:
-        self._journal.close()
         self._episodes.close()
         self._learner.close()
 

@@ -1,88 +1,119 @@
 """Checkpoints of everything: networks, targets, optimisers, scales, replay with plans, keys, counters, episodes."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from soft_mpcritic.agent import AgentState
+from soft_mpcritic.archive import Archive, DamagedError, LayoutError, Leaf
 from soft_mpcritic.config import ConfigError
+from soft_mpcritic.files import LOG
 from soft_mpcritic.run_folder import RunFolder
+
+BUFFERS = (".replay.records", ".replay.plans")
 
 
 class Checkpoints:
     """Rotating checkpoints of everything, each written whole or not at all."""
 
-    def __init__(self, folder: RunFolder, keep: int) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager((folder.path / "checkpoints").absolute(), options=options)
+    def __init__(self, folder: RunFolder, keep: int = 1) -> None:
+        self._folder = folder.path
+        self._archive = Archive((folder.path / "checkpoints").absolute(), keep)
 
     @property
     def latest(self) -> int | None:
-        """Environment step of the newest checkpoint."""
-        return self._manager.latest_step()
+        """Environment step of the newest checkpoint, sound or not."""
+        return max(self._archive.steps, default=None)
 
     @property
     def steps(self) -> set[int]:
-        """Environment steps of the checkpoints that are kept."""
-        return set(self._manager.all_steps())
+        """Environment steps of the checkpoints that are kept, sound or not."""
+        return set(self._archive.steps)
 
-    def forget_after(self, step: int) -> None:
-        """Deletes the checkpoints of later environment steps."""
-        for later in sorted(self.steps):
-            if later > step:
-                self._manager.delete(later)
+    def sound_steps(self) -> Iterator[int]:
+        """Environment steps of the checkpoints that are as they were written, from the newest on; names the others."""
+        for step in reversed(self._archive.steps):
+            damage = self._archive.damage(step)
+            if damage is None:
+                yield step
+            else:
+                LOG.warning("checkpoint %d of %s is damaged (%s): it is not used", step, self._folder, damage)
+
+    def newest_sound(self) -> int | None:
+        """None where there is no checkpoint; raises `ConfigError` where there are some and all are damaged."""
+        step = next(self.sound_steps(), None)
+        if step is None and self.steps:
+            damages = "; ".join(f"{step}: {self._archive.damage(step)}" for step in self._archive.steps)
+            raise ConfigError(f"no checkpoint of {self._folder} is intact ({damages}): start another run folder.")
+        return step
+
+    def go_on_from(self, step: int | None) -> None:
+        """Readies the folder for a run that goes on from here: what is later, or was left half written, is put aside.
+
+        For the process that trains alone: readers leave the folder as it is.
+        """
+        self._archive.tidy()
+        self._archive.set_aside_after(-1 if step is None else step)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What the host kept beside the state; raises `DamagedError`."""
+        return self._archive.progress(step)
 
     def save(self, step: int, state: AgentState, progress: Mapping[str, Any]) -> None:
-        """Writes the state and what the host knows beside it, under the number of the environment step."""
-        if self.latest == step:
-            return
-        arrays = ocp.args.StandardSave(pack(state))
-        self._manager.save(step, args=ocp.args.Composite(state=arrays, progress=ocp.args.JsonSave(dict(progress))))
+        """Writes the state and what the host knows beside it, under the number of the environment step.
+
+        Raises `OSError` where it cannot; the checkpoints before it then stand.
+        """
+        if self.latest != step:
+            self._archive.save(step, pack(state), progress)
 
     def load(self, template: AgentState, step: int | None = None) -> tuple[AgentState, dict[str, Any]]:
-        """The checkpoint of `step`, or the newest, in the shape of a freshly initialised state."""
-        parts = ocp.args.Composite(state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(self.latest if step is None else step, args=parts)
-        return unpack(template, restored["state"]), restored["progress"]
+        """The checkpoint of `step`, or the newest sound one, in the shape of a freshly initialised state.
 
-    def close(self) -> None:
-        self._manager.close()
+        Raises `ConfigError` for one of other settings, and where none is intact.
+        """
+        chosen = self.newest_sound() if step is None else step
+        if chosen is None:
+            raise ConfigError(f"{self._folder} has no checkpoint yet: train it first.")
+        try:
+            arrays, progress = self._archive.load(chosen, layout(template))
+        except DamagedError as error:
+            raise ConfigError(f"checkpoint {chosen} of {self._folder} is damaged ({error}): try again.") from error
+        except LayoutError as error:
+            raise ConfigError(f"checkpoint {chosen} of {self._folder} {error}: it is of other settings.") from error
+        return unpack(template, arrays), progress
 
 
 def pack(state: AgentState) -> dict[str, np.ndarray]:
     """Flat arrays by path; of the replay only the rows that are filled, and keys as their raw numbers."""
-    filled = max(int(state.replay.size), 1)  # Orbax writes no empty array; the row is not counted as filled
+    filled = int(state.replay.size)
     replay = dataclasses.replace(state.replay, records=state.replay.records[:filled], plans=state.replay.plans[:filled])
-    plain = dataclasses.replace(state, replay=replay, key=jax.random.key_data(state.key))
-    return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(plain)}
+    return {name: np.asarray(leaf) for name, leaf in _named(dataclasses.replace(state, replay=replay))}
 
 
-def unpack(template: AgentState, arrays: Mapping[str, Any]) -> AgentState:
-    """The inverse of `pack`; raises `ConfigError` where names or shapes do not fit the template."""
-    plain = dataclasses.replace(template, key=jax.random.key_data(template.key))
+def unpack(template: AgentState, arrays: Mapping[str, np.ndarray]) -> AgentState:
+    """The inverse of `pack` for arrays of the template's layout."""
 
     def fill(path: Any, leaf: jax.Array) -> jax.Array:
-        name = _name(path)
-        array = arrays.get(name)
-        expected = f"{leaf.dtype}{leaf.shape} for {name}"
-        if array is None:
-            raise ConfigError(f"checkpoint holds nothing where {expected} is expected: it is of other settings.")
-        is_buffer = name in (".replay.records", ".replay.plans")
-        rows_fit = array.shape == leaf.shape or (is_buffer and array.shape[0] <= leaf.shape[0])
-        fits = rows_fit and array.shape[1:] == leaf.shape[1:]
-        if array.dtype != leaf.dtype or not fits:
-            found = f"{array.dtype}{array.shape}"
-            raise ConfigError(f"checkpoint holds {found} where {expected} is expected: it is of other settings.")
-        return leaf.at[: array.shape[0]].set(array) if is_buffer else jnp.asarray(array)
+        array = arrays[jax.tree_util.keystr(path)]
+        return jnp.asarray(array) if array.shape == leaf.shape else leaf.at[: array.shape[0]].set(array)
 
-    filled = jax.tree_util.tree_map_with_path(fill, plain)
+    filled = jax.tree_util.tree_map_with_path(fill, _plain(template))
     return dataclasses.replace(filled, key=jax.random.wrap_key_data(filled.key))
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path)
+def layout(template: AgentState) -> dict[str, Leaf]:
+    """What a checkpoint of such a state holds."""
+    return {name: Leaf(np.dtype(leaf.dtype), leaf.shape, name in BUFFERS) for name, leaf in _named(template)}
+
+
+def _named(state: AgentState) -> list[tuple[str, jax.Array]]:
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(_plain(state))]
+
+
+def _plain(state: AgentState) -> AgentState:
+    return dataclasses.replace(state, key=jax.random.key_data(state.key))

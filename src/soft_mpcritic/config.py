@@ -9,6 +9,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
+LONGEST = 10**12  # of anything that is counted: steps, say
+LARGEST = {  # of single settings; beyond, a machine computes for hours or numbers leave float32, and nothing is gained
+    "variance": 1e3,
+    "temperature": 1e6,
+    "risk_parameter": 1e6,
+    "horizon": 1000,
+    "num_samples": 10**6,
+    "iterations": 100,
+    "members": 256,
+    "width": 2**14,
+    "depth": 32,
+    "learning_rate": 1.0,
+    "batch_size": 10**6,
+    "bins": 10**4,
+    "updates_per_step": 1000,
+    "pretrain_updates": 10**7,
+    "capacity": 10**9,
+    "num_envs": 10**6,
+    "evaluation_episodes": 10**5,
+}
+
 
 class ConfigError(ValueError):
     """A setting that the user can mend; the message is one line."""
@@ -36,7 +57,7 @@ class ObjectiveConfig:
     goal: Literal["known", "learned"] = "known"  # reward and termination: as the task tells them, or from experience
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         check(_positive(self.variance), "variance", "be > 0", self.variance, "0.1 is the paper's")
         check(_positive(self.temperature), "temperature", "be > 0", self.temperature, "try 0.1")
         check(self.temperature >= 1e-6, "temperature", "be >= 1e-6", self.temperature, "float32 resolves no less")
@@ -61,7 +82,7 @@ class PlannerConfig:
     warm_start: bool = True  # start from the plan of the step before, or anew from zeros?
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         check(self.horizon >= 0, "horizon", "be >= 0", self.horizon, "use 0 for soft Q-iteration without a model")
         check(self.num_samples >= 1, "num_samples", "be >= 1", self.num_samples, "use 16 or more for targets")
         check(self.iterations >= 1, "iterations", "be >= 1", self.iterations, "1 is enough with a warm start")
@@ -81,6 +102,7 @@ class DynamicsConfig:
     normalize: bool = True  # inputs and changes, by slowly moving statistics
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check(self.members >= 1, "members", "be >= 1", self.members, "1 is a single model, 4 the paper's ensemble")
         _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
 
@@ -98,16 +120,20 @@ class CriticConfig:
     loss: Literal["mse", "hl_gauss"] = "mse"
     bins: int = 101  # of hl_gauss
     support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, in the critic's unit
-    unit: Literal["reward", "return"] = "return"  # network output 1 means 1, or 1 / (1 - discount)
+    unit: Literal["reward", "return"] = "return"  # network output 1 means `scale`, or scale / (1 - discount)
+    scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         check(self.heads in (1, 2), "heads", "be 1 or 2", self.heads, "2 guards against overestimation")
         check(0 < self.target_step <= 1, "target_step", "lie in (0, 1]", self.target_step, "try 0.005")
         check(self.target_every >= 1, "target_every", "be >= 1", self.target_every, "use 1 for every update")
         check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
+        check(_positive(self.scale), "scale", "be > 0", self.scale, "use the size of a usual reward")
+        pair = len(self.support) == 2 and all(isinstance(end, int | float) for end in self.support)
+        check(pair, "support", "be two numbers", repr(self.support)[:60], "try (-20, 20)")
         bounded = all(map(math.isfinite, self.support)) and self.support[0] < self.support[1]
         check(bounded, "support", "be finite and ordered", self.support, "try (-20, 20)")
         _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
@@ -133,9 +159,13 @@ class TrainingConfig:
     checkpoints_kept: int = 2
     backend: Literal["host", "device"] = "host"  # step Gymnasium, or functions compiled with the agent into one loop?
     matmul_precision: Literal["highest", "high", "default"] = "highest"  # of float32 products on accelerators
+    faults_tolerated: int = 0  # environments may raise, hang or answer nonsense so often; then the run stops
+    step_timeout: float = 0.0  # seconds that an environment may take for a step; 0: as long as it likes
+    skips_tolerated: int = 100  # updates in a row that were not finite, and so not applied: more is divergence
+    divergence: Literal["rollback", "stop"] = "rollback"  # then: back to the last good checkpoint, half the step size
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         check(self.seed_steps >= 0, "seed_steps", "be >= 0", self.seed_steps, "use 0 to learn from step 1")
         check(0 <= self.critic_steps <= 1, "critic_steps", "lie in [0, 1]", self.critic_steps, "try 0.5")
         check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")
@@ -143,6 +173,10 @@ class TrainingConfig:
             check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")
         for name in ("checkpoint_every", "checkpoints_kept"):
             check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")
+        check(self.faults_tolerated >= 0, "faults_tolerated", "be >= 0", self.faults_tolerated, "0 stops at the first")
+        check(self.skips_tolerated >= 1, "skips_tolerated", "be >= 1", self.skips_tolerated, "try 100")
+        waits = math.isfinite(self.step_timeout) and self.step_timeout >= 0
+        check(waits, "step_timeout", "be >= 0 seconds", self.step_timeout, "0 waits for ever")
         fits = self.capacity >= self.num_envs
         check(fits, "capacity", f"be >= num_envs = {self.num_envs}", self.capacity, "raise it")
 
@@ -240,13 +274,25 @@ def _section(section_type: type, name: str, values: Mapping[str, Any]) -> Any:
     return section_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def check_choices(section: Any) -> None:
-    """Literal-typed fields hold one of their choices; raises `ConfigError` otherwise."""
+def check_fields(section: Any) -> None:
+    """Fields hold what their types say, and nothing absurd; raises `ConfigError` otherwise."""
     for name, hint in get_type_hints(type(section)).items():
-        choices = get_args(hint)
+        value, choices = getattr(section, name), get_args(hint)
         if choices and all(isinstance(choice, str) for choice in choices):
-            value = getattr(section, name)
             check(value in choices, name, f"be one of {', '.join(choices)}", repr(value), "choose one of these")
+        elif hint in (int, float, bool):
+            _check_number(name, hint, value)
+
+
+def _check_number(name: str, kind: type, value: Any) -> None:
+    shown = str(value)[:30] if isinstance(value, int) else repr(value)[:30]
+    if kind is bool:
+        check(type(value) is bool, name, "be true or false", shown, "choose one of these")
+        return
+    rule, kinds = ("be a whole number", (int,)) if kind is int else ("be a number", (int, float))
+    check(isinstance(value, kinds) and not isinstance(value, bool), name, rule, shown, "give one")
+    largest = LARGEST.get(name, LONGEST)
+    check(not value > largest, name, f"be <= {largest:g}", shown, "more was never meant: see the defaults")
 
 
 def _check_network(width: int, depth: int, learning_rate: float, batch_size: int) -> None:

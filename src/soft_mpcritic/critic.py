@@ -37,7 +37,7 @@ class SoftQ(eqx.Module):
             layer_norm=config.layer_norm,
         )
         unit = 1 / (1 - discount) if config.unit == "return" else 1.0
-        return SoftQ(networks, unit, config)
+        return SoftQ(networks, config.scale * unit, config)
 
     def heads(self, features: Float[Array, "R F"], action: Float[Array, "R A"]) -> Float[Array, "M R"]:
         """The value of every head, in units of reward."""

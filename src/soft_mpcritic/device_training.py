@@ -1,5 +1,6 @@
 """The device loop: environments and agents of M seeds in one compiled loop, the host for what falls due in between."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from soft_mpcritic.agent import METRIC_NAMES, Agent, AgentState, LearningMetrics
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.diagnostics import Diagnostics, summarize
-from soft_mpcritic.envs import BadObservationError, DeviceVector, VectorState, make_device_env, make_task
+from soft_mpcritic.divergence import smaller_steps, way_back
+from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, VectorState, make_device_env, make_task
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.memory import Footprint, available_memory
 from soft_mpcritic.plotting import plot_runs
@@ -140,17 +142,18 @@ def fitted(config: Config, steps: int) -> Config:
 def train_on_device(folder: RunFolder, runs: Sequence[SeedRun], observer: Observer) -> list[dict[str, Any]]:
     """Trains all seeds to `total_steps` or a request to stop; returns their summaries.
 
-    Folders with checkpoints go on from the newest that all have. Raises `BadObservationError` when an environment
-    answers with numbers that are not finite; the checkpoints before it stand.
+    Folders with checkpoints go on from the newest sound one that all have. Raises `EnvironmentFaultError` when an
+    environment answers with numbers that are not finite, and `DivergenceError` when learning diverges for good; the
+    checkpoints before it stand.
     """
-    with jax.default_matmul_precision(runs[0].settings.config.training.matmul_precision):
-        run = DeviceRun(runs, observer)
-        try:
-            with stop_requests() as stop_requested:
-                run.go(stop_requested)
-            summaries = run.finish()
-        finally:
-            run.close()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision(runs[0].settings.config.training.matmul_precision))
+        for seed_run in runs:
+            stack.enter_context(seed_run.folder.held())
+        stop_requested = stack.enter_context(stop_requests())
+        run = stack.enter_context(contextlib.closing(DeviceRun(runs, observer)))
+        run.go(stop_requested)
+        summaries = run.finish()
     if len(runs) > 1 and all(summary["evaluation_episodes"] for summary in summaries):
         plot_runs([run.folder for run in runs], folder.curve)
     return summaries
@@ -188,7 +191,10 @@ class DeviceRun:
         """Plays chunk after chunk until done or asked to stop."""
         while not self._schedule.ends(self._env_step) and not stop_requested():
             self._advance()
-            self._report()
+            if any(self._diverged):
+                self._turn_back()
+            else:
+                self._report()
 
     def _advance(self) -> None:
         """One compiled chunk: all steps to the next that something falls due at."""
@@ -207,6 +213,22 @@ class DeviceRun:
                     record.means.add(*np.split(rows.figures[seed, step], [LEARNING_FIGURES]))
             record.add_time(time.perf_counter() - started, len(due) * self._training.num_envs)
 
+    @property
+    def _diverged(self) -> list[bool]:
+        """By seed."""
+        tolerated = self._training.skips_tolerated
+        return [record.means.skipped_in_a_row >= tolerated for record in self._records]
+
+    def _turn_back(self) -> None:
+        """Learning has diverged: all seeds go on from the last good checkpoint, those concerned with smaller steps."""
+        diverged, before = self._diverged, self._states.agent.health
+        self._resume(way_back(self._records, self._training.divergence), RunRecord.roll_back)
+        after = self._states.agent.health
+        concerned = jnp.array(diverged)
+        smaller = smaller_steps(self._states.agent, before)
+        health = jax.tree.map(lambda new, old: jnp.where(concerned, new, old), smaller.health, after)
+        self._states = self._states._replace(agent=dataclasses.replace(self._states.agent, health=health))
+
     def _updates_due(self) -> list[int | None]:
         """Updates after each step of the next chunk; None where it acts at random."""
         due: list[int | None] = []
@@ -222,7 +244,7 @@ class DeviceRun:
         if finite.all():
             return
         step, seed, env = min((step, seed, env) for seed, step, env in np.argwhere(~finite).tolist())
-        raise BadObservationError(
+        raise EnvironmentFaultError(
             f"observation or reward of environment {env} of seed {self._runs[seed].settings.seed} is not finite, "
             f"at environment step {self._env_step + (step + 1) * self._training.num_envs}: the last checkpoint stands"
         )
@@ -238,8 +260,12 @@ class DeviceRun:
 
     def _log(self, diagnosed: Sequence[dict[str, float]]) -> None:
         """A row for each seed; who watches sees the means over seeds."""
-        updates = np.asarray(self._states.agent.updates)
-        rows = [record.write_metrics(int(updates[seed]), diagnosed[seed]) for seed, record in enumerate(self._records)]
+        agent = self._states.agent
+        counts = zip(np.asarray(agent.updates).tolist(), np.asarray(agent.health.skipped).tolist(), strict=True)
+        rows = [
+            record.write_metrics(updates, figures, skipped)
+            for record, figures, (updates, skipped) in zip(self._records, diagnosed, counts, strict=True)
+        ]
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         self._observer.on_metrics({**means, "env_step": self._env_step})
 
@@ -265,8 +291,8 @@ class DeviceRun:
     # ------------------------------------------------------------ start and end
 
     def _common_step(self) -> int | None:
-        """The newest checkpoint that all seeds have: a run may be killed while it writes them. Later ones go."""
-        kept = [record.checkpoints.steps for record in self._records]
+        """The newest sound checkpoint that all seeds have: a run may be killed while it writes them."""
+        kept = [set(record.checkpoints.sound_steps()) for record in self._records]
         common = set.intersection(*kept)
         if not common and any(kept):
             told = "; ".join(
@@ -275,18 +301,21 @@ class DeviceRun:
             )
             raise ConfigError(f"the seeds have no checkpoint in common ({told}): resume each folder alone.")
         if not common:
-            return None
-        for record in self._records:
-            record.checkpoints.forget_after(max(common))
-        return max(common)
+            for record in self._records:
+                record.checkpoints.newest_sound()  # says so where all are damaged
+        return max(common, default=None)
 
-    def _resume(self, step: int) -> None:
+    def _resume(self, step: int, load: Callable[..., tuple[AgentState, dict[str, Any]]] = RunRecord.load) -> None:
         """States, counters and environments as they were; one seed after another, to spare memory."""
         put = jit(lambda states, seed, one: jax.tree.map(lambda a, b: a.at[seed].set(b), states, one), donate_argnums=0)
         for seed, record in enumerate(self._records):
-            agent, progress = record.load(self._take(self._states.agent, seed), step)
-            envs = self._loop.envs.restore(progress["environments"])
-            action = jnp.asarray(progress["action"], jnp.float32)
+            agent, progress = load(record, self._take(self._states.agent, seed), step)
+            try:
+                envs = self._loop.envs.restore(progress["environments"])
+                action = jnp.asarray(progress["action"], jnp.float32)
+            except (KeyError, TypeError, ValueError) as error:
+                path = self._runs[seed].folder.path
+                raise ConfigError(f"checkpoint {step} of {path} has environments that cannot be: remove it.") from error
             self._states = put(self._states, seed, LoopState(envs, agent, action))
 
     def finish(self) -> list[dict[str, Any]]:
@@ -297,8 +326,6 @@ class DeviceRun:
 
     def close(self) -> None:
         self._evaluator.close()
-        for record in self._records:
-            record.close()
 
     @property
     def _env_step(self) -> int:

@@ -13,7 +13,8 @@ from soft_mpcritic.diagnostics import REPORT_EFFORT, Diagnosis, Diagnostics, Eff
 from soft_mpcritic.diagnostics.figures import mean_and_deviation
 from soft_mpcritic.diagnostics.values import TAIL
 from soft_mpcritic.evaluation import Evaluator
-from soft_mpcritic.run_folder import RunFolder, read_table, write_json
+from soft_mpcritic.files import read_table, write_json
+from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
 
 

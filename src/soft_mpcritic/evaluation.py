@@ -30,10 +30,14 @@ class Step(NamedTuple):
 
 
 class Episodes:
-    """Plays whole episodes of a task; environments are kept between calls."""
+    """Plays whole episodes of a task; environments are kept between calls.
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    One that takes longer than `timeout` seconds for a step, or does something else wrong, ends the call with an
+    `EnvironmentFaultError`; 0 waits for ever.
+    """
+
+    def __init__(self, task: Task, timeout: float = 0.0) -> None:
+        self._task, self._timeout = task, timeout
         self._vectors: dict[int, Vector] = {}
 
     def play(
@@ -52,7 +56,7 @@ class Episodes:
 
     def _vector(self, count: int) -> Vector:
         if count not in self._vectors:
-            self._vectors[count] = make_vector(self._task, count)
+            self._vectors[count] = make_vector(self._task, count, self._timeout)
         return self._vectors[count]
 
     def close(self) -> None:
@@ -75,10 +79,10 @@ def _first_episodes(steps: Iterator[tuple[np.ndarray, np.ndarray]], seed: int, c
 class Evaluator:
     """Plays whole episodes with the plan's mean; environments and compiled control are kept between calls."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, timeout: float = 0.0) -> None:
         self._agent = agent
         self._control = jit(agent.planner.control)
-        self._episodes = Episodes(agent.task)
+        self._episodes = Episodes(agent.task, timeout)
 
     def __call__(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Episode]:
         """Returns and lengths of `episodes` full episodes, as `play` plays them."""

@@ -22,6 +22,7 @@ from jax import export
 from numpy.typing import ArrayLike
 
 ARTEFACT = "soft-mpcritic controller"
+MOST = 10**7  # plants, components of an observation, action slots
 FORMAT = 1  # of the artefact; raised when an old one can no longer be read
 MANIFEST, PROGRAM, ARRAYS = "manifest.json", "solve.{}.stablehlo", "models.npz"  # a program for every platform
 
@@ -256,8 +257,10 @@ class ExportedController(ControlLoop):
             made_for = ", ".join(self.manifest["platforms"])
             raise ValueError(f"{path} is for {made_for}, this process runs on {platform}: set JAX_PLATFORMS.")
         program = _deserialized(path, parts[PROGRAM.format(platform)], self.manifest["jax"])
-        with np.load(io.BytesIO(parts[ARRAYS]), allow_pickle=False) as stored:
-            arrays = [jax.device_put(stored[name]) for name in self.manifest["arrays"]]
+        try:
+            arrays = [jax.device_put(array) for array in _read_arrays(parts[ARRAYS], self.manifest["arrays"])]
+        except Exception as error:  # NumPy and zipfile meet damage with exceptions of many kinds
+            raise ValueError(f"{path} is damaged: {ARRAYS}: {_brief(error)}; export it again.") from error
         options = self.manifest["compiler_options"].get(platform, {})
         super().__init__(compiled_solve(program.call, arrays, plants, seed, options), plants, deadline)
 
@@ -266,6 +269,7 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Manifest and parts of an artefact; raises `ValueError`, in one line, for a file that is none."""
     try:
         with zipfile.ZipFile(path) as file:
+            _check_sizes(file.infolist(), path.stat().st_size)
             parts = {name: file.read(name) for name in file.namelist()}
         manifest = json.loads(parts[MANIFEST])
     except OSError as error:
@@ -273,10 +277,58 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     except Exception as error:  # zipfile meets damage with exceptions of many kinds
         raise ValueError(f"{path} is damaged, or no exported controller: {_brief(error)}; export it again.") from error
     _check_kind(path, manifest)
-    for name, checksum in manifest["sha256"].items():
-        if hashlib.sha256(parts.get(name, b"")).hexdigest() != checksum:
+    wrong = _wrong_entries(manifest)
+    if wrong:
+        raise ValueError(f"{path} is damaged: its manifest says nothing sound of {', '.join(wrong)}; export it again.")
+    for name in [ARRAYS, *(PROGRAM.format(platform) for platform in manifest["platforms"])]:
+        if hashlib.sha256(parts.get(name, b"")).hexdigest() != manifest["sha256"].get(name):
             raise ValueError(f"{path} is damaged: {name} is not what its checksum says; export it again.")
     return manifest, parts
+
+
+def _check_sizes(entries: list[zipfile.ZipInfo], size: int) -> None:
+    """Export stores parts as they are: they cannot be larger than the file, and nothing is to be unpacked."""
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(entry.file_size for entry in entries) > size:
+        raise ValueError(f"parts are packed, or larger than the file: {', '.join(packed)}")
+
+
+def _wrong_entries(manifest: dict[str, Any]) -> list[str]:
+    """Names of what a manifest lacks, or holds as something else."""
+    texts, numbers = (lambda v: _is_list(v, str)), (lambda v: _is_list(v, int | float))
+    kinds = {
+        "plants": lambda v: type(v) is int and 1 <= v <= MOST,
+        "obs_size": lambda v: type(v) is int and 1 <= v <= MOST,
+        "plan_slots": lambda v: type(v) is int and 1 <= v <= MOST,
+        "action_low": numbers,
+        "action_high": lambda v: numbers(v) and _is_list(manifest.get("action_low"), len_of=v),
+        "platforms": texts,
+        "arrays": texts,
+        "sha256": lambda v: isinstance(v, dict),
+        "compiler_options": lambda v: isinstance(v, dict),
+        "jax": lambda v: isinstance(v, str),
+    }
+    return [name for name, fits in kinds.items() if not fits(manifest.get(name))]
+
+
+def _is_list(value: Any, kind: Any = object, len_of: Any = None) -> bool:
+    fits = isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
+    return fits and (len_of is None or len(value) == len(len_of))
+
+
+def _read_arrays(content: bytes, names: list[str]) -> list[np.ndarray]:
+    """The named arrays of an .npz; a header that promises more than there is, is refused before allocation."""
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        _check_sizes(file.infolist(), len(content))
+        for entry in file.infolist():
+            with file.open(entry) as array:
+                version = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(array)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} promises {dtype}{shape}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return [stored[name] for name in names]
 
 
 def _check_kind(path: Path, manifest: Any) -> None:

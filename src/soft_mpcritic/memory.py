@@ -18,11 +18,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a device run takes: its states exactly, what it computes with by rule of thumb."""
+    """Bytes that a run takes: its states exactly, what it computes with by rule of thumb.
+
+    On the host, where there is no `env` for the device, environments are not counted.
+    """
 
     task: Task
     config: Config
-    env: DeviceEnv
+    env: DeviceEnv | None = None
 
     def bytes(self, seeds: int, envs: int) -> int:
         """States of all seeds, one of them once more (while it is written to disk), and the work of all."""
@@ -56,8 +59,8 @@ class Footprint:
     def _shapes_bytes(self, envs: int) -> int:
         training = dataclasses.replace(self.config.training, num_envs=envs, capacity=self._capacity)
         agent = Agent(self.task, dataclasses.replace(self.config, training=training))
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(lambda key: (agent.init(key), DeviceVector(self.env, envs).reset(key)), key)
+        starts = [agent.init] if self.env is None else [agent.init, DeviceVector(self.env, envs).reset]
+        shapes = jax.eval_shape(lambda key: [start(key) for start in starts], jax.random.key(0))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     @property
@@ -69,7 +72,7 @@ class Footprint:
         config = self.config
         online, target = config.planner, config.target_planner
         planning = max(self._solve_bytes(online, envs), self._solve_bytes(target, config.critic.batch_size))
-        return planning + envs * self.env.step_bytes
+        return planning + (0 if self.env is None else envs * self.env.step_bytes)
 
     def _solve_bytes(self, planner: PlannerConfig, problems: int) -> int:
         config = self.config

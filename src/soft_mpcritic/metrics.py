@@ -1,20 +1,24 @@
 """Means of the learner's figures between log points, and where they are written."""
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from soft_mpcritic.agent import METRIC_NAMES
+from soft_mpcritic.agent import LEARNING_NAMES, METRIC_NAMES
+from soft_mpcritic.board import Board
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
-from soft_mpcritic.run_folder import RunFolder, Table
+from soft_mpcritic.files import LOG, Table, why
+from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.types import AnyArray, Episode
 
 HOST_COLUMNS = ("env_step", "wall_seconds", "steps_per_second", "updates", "episodes", "train_return", "train_length")
-METRIC_COLUMNS = (*HOST_COLUMNS, *METRIC_NAMES, *DIAGNOSTIC_NAMES)
+TROUBLES = ("faults", "skipped_updates", "rollbacks")  # so far: steps of environments, updates, returns to a checkpoint
+METRIC_COLUMNS = (*HOST_COLUMNS, *TROUBLES, *METRIC_NAMES, *DIAGNOSTIC_NAMES)
+SKIPPED = LEARNING_NAMES.index("skipped")
 EVALUATION_COLUMNS = ("env_step", "wall_seconds", "episode", "seed", "return", "length")
 RECENT_EPISODES = 20
 
@@ -36,9 +40,10 @@ class EpisodeTracker:
             self.episodes += 1
             self._returns[index], self._lengths[index] = 0.0, 0
 
-    def restart(self) -> None:
-        """Forgets the running episodes: their environments could not be brought back."""
-        self._returns[:], self._lengths[:] = 0.0, 0
+    def restart(self, which: AnyArray | None = None) -> None:
+        """Forgets the running episodes, or those of a mask [E]: their environments could not be brought back."""
+        lost = np.full(self._returns.shape, True) if which is None else np.asarray(which)
+        self._returns[lost], self._lengths[lost] = 0.0, 0
 
     @property
     def recent_means(self) -> tuple[float, float]:
@@ -72,6 +77,7 @@ class MetricMeans:
     def __init__(self) -> None:
         self._sum, self._count = np.zeros(len(METRIC_NAMES)), 0
         self._unread: tuple[AnyArray, AnyArray] | None = None
+        self.skipped_in_a_row = 0  # updates, as of the last step that was read
 
     def add(self, learned: AnyArray, planned: AnyArray) -> None:
         """One step's `LearningMetrics` and `PlanningMetrics`, each stacked; they may still be under way."""
@@ -87,42 +93,59 @@ class MetricMeans:
 
     def to_json(self) -> dict[str, Any]:
         self._read()
-        return {"sum": self._sum.tolist(), "count": self._count}
+        return {"sum": self._sum.tolist(), "count": self._count, "skipped_in_a_row": self.skipped_in_a_row}
 
     def load(self, record: dict[str, Any]) -> None:
         self._sum, self._count = np.array(record["sum"]), record["count"]
+        self.skipped_in_a_row = record["skipped_in_a_row"]
+        self._unread = None
 
     def _read(self) -> None:
         if self._unread is not None:
-            self._sum += np.concatenate(self._unread)
+            figures = np.concatenate(self._unread)
+            self.skipped_in_a_row = int(figures[SKIPPED])
+            self._sum += figures
             self._count += 1
             self._unread = None
 
 
 class MetricLog:
-    """metrics.csv, evaluations.csv and TensorBoard; a resumed run goes on after `resumed_at`."""
+    """metrics.csv, evaluations.csv and TensorBoard; a resumed run goes on after `resumed_at`.
+
+    On a disk that is full, rows wait in memory: `sync` says whether all are safe.
+    """
 
     def __init__(self, folder: RunFolder, resumed_at: int = -1, columns: Sequence[str] = METRIC_COLUMNS) -> None:
         path: Path = folder.path
         self._metrics = Table(path / "metrics.csv", columns, resumed_at)
         self._evaluations = Table(path / "evaluations.csv", EVALUATION_COLUMNS, resumed_at)
-        purge = resumed_at + 1 if resumed_at >= 0 else None
-        self._board = SummaryWriter(str(path / "tensorboard"), purge_step=purge, write_to_disk=True)
+        self._board = Board(path / "tensorboard", resumed_at)
+        self._waits = False
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         """One row, a value per column."""
-        self._metrics.append(row)
-        for name, value in row.items():
-            if name != "env_step" and np.isfinite(value):
-                self._board.add_scalar(f"train/{name}", value, row["env_step"])
+        self._append(self._metrics, row)
+        shown = {f"train/{name}": value for name, value in row.items() if name != "env_step" and np.isfinite(value)}
+        self._board.add(row["env_step"], time.time(), shown)
 
     def write_evaluation(self, env_step: int, wall_seconds: float, episodes: Sequence[Episode]) -> None:
         """One row per episode."""
         for index, episode in enumerate(episodes):
             values = (env_step, round(wall_seconds, 3), index, episode.seed, episode.ret, episode.length)
-            self._evaluations.append(dict(zip(EVALUATION_COLUMNS, values, strict=True)))
-        self._board.add_scalar("evaluation/return", np.mean([e.ret for e in episodes]), env_step)
-        self._board.add_scalar("evaluation/length", np.mean([e.length for e in episodes]), env_step)
+            self._append(self._evaluations, dict(zip(EVALUATION_COLUMNS, values, strict=True)))
+        means = {"return": np.mean([e.ret for e in episodes]), "length": np.mean([e.length for e in episodes])}
+        self._board.add(env_step, time.time(), {f"evaluation/{name}": float(mean) for name, mean in means.items()})
 
-    def close(self) -> None:
-        self._board.close()
+    def sync(self) -> None:
+        """All rows are on the disk when this returns; raises `OSError` where they cannot be."""
+        self._metrics.sync()
+        self._evaluations.sync()
+        self._waits = False
+
+    def _append(self, table: Table, row: Mapping[str, Any]) -> None:
+        try:
+            table.append(row)
+        except OSError as error:
+            if not self._waits:
+                LOG.warning("rows of %s wait in memory: %s", table.name, why(error))
+            self._waits = True

@@ -9,9 +9,10 @@ import numpy as np
 
 from soft_mpcritic.agent import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
-from soft_mpcritic.config import TrainingConfig
+from soft_mpcritic.config import ConfigError, TrainingConfig
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
-from soft_mpcritic.metrics import HOST_COLUMNS, METRIC_COLUMNS, EpisodeTracker, MetricLog, MetricMeans
+from soft_mpcritic.files import LOG, StorageError, why
+from soft_mpcritic.metrics import HOST_COLUMNS, METRIC_COLUMNS, TROUBLES, EpisodeTracker, MetricLog, MetricMeans
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
 from soft_mpcritic.types import AnyArray, Episode
@@ -85,8 +86,11 @@ class Journal:
         self._log: MetricLog | None = None
 
     def open(self, resumed_at: int | None = None) -> None:
-        """Readies the tables for what comes after `resumed_at`."""
-        self._log = MetricLog(self._folder, -1 if resumed_at is None else resumed_at, self._columns)
+        """Readies the tables for what comes after `resumed_at`; raises `ConfigError` where they cannot be written."""
+        try:
+            self._log = MetricLog(self._folder, -1 if resumed_at is None else resumed_at, self._columns)
+        except OSError as error:
+            raise ConfigError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
 
     # ------------------------------------------------------------------- while it runs
 
@@ -101,7 +105,7 @@ class Journal:
         self.clock.loop_seconds += seconds
         self.clock.loop_steps += steps
 
-    def write_metrics(self, updates: int, figures: Mapping[str, float]) -> dict[str, Any]:
+    def write_metrics(self, updates: int, figures: Mapping[str, int | float]) -> dict[str, Any]:
         """A row of metrics.csv: what every run has, and the algorithm's own `figures`."""
         clock = self.clock
         mean_return, mean_length = self._episodes.recent_means
@@ -127,10 +131,21 @@ class Journal:
     # ------------------------------------------------------------------- at the end
 
     def finish(self, updates: int) -> dict[str, Any]:
-        """Learning curve and summary."""
+        """Learning curve and summary; raises `StorageError` where they, or rows of tables, cannot be written."""
+        summary = self._summary(updates)
+        try:
+            self._open_log.sync()
+            self._folder.write_summary(summary)
+            if summary["evaluation_episodes"]:
+                plot_runs([self._folder], self._folder.curve)
+        except OSError as error:
+            raise StorageError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
+        return summary
+
+    def _summary(self, updates: int) -> dict[str, Any]:
         returns = [episode.ret for episode in self._last_evaluation]
         finished = self.clock.env_step >= self._run.total_steps
-        summary = {
+        return {
             "status": "finished" if finished else "interrupted",
             "env_id": self._run.env_id,
             "algorithm": self._run.algorithm,
@@ -144,14 +159,6 @@ class Journal:
             "evaluation_return_min": min(returns, default=None),
             "evaluation_return_max": max(returns, default=None),
         }
-        self._folder.write_summary(summary)
-        if returns:
-            plot_runs([self._folder], self._folder.curve)
-        return summary
-
-    def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
 
     @property
     def _open_log(self) -> MetricLog:
@@ -170,24 +177,60 @@ class RunRecord(Journal):
         super().__init__(folder, settings.description, training.num_envs, METRIC_COLUMNS)
         self.means = MetricMeans()
         self.checkpoints = Checkpoints(folder, max(training.checkpoints_kept, checkpoints_kept))
+        self.faults = 0  # steps of environments that went wrong and were survived
+        self.rollbacks = 0
+        self.returned_to: list[int] = []  # checkpoints, by this process
+        self._skipped = 0  # updates, as of the last row
+        self._unsaved: OSError | None = None  # why the last checkpoint could not be written
+
+    def open(self, resumed_at: int | None = None) -> None:
+        """Readies tables and checkpoints for what comes after `resumed_at`."""
+        try:
+            self.checkpoints.go_on_from(resumed_at)
+        except OSError as error:
+            raise ConfigError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
+        super().open(resumed_at)
 
     def load(self, template: AgentState, step: int) -> tuple[AgentState, dict[str, Any]]:
-        """The state and all counters as the checkpoint of `step` has them, and what else was kept with it."""
+        """The state and all counters as the checkpoint of `step` has them, and what else was kept with it.
+
+        Raises `ConfigError` for a checkpoint that is damaged, of other settings, or no checkpoint of a run.
+        """
         state, progress = self.checkpoints.load(template, step)
-        self.clock = Clock(
-            progress["env_step"], progress["wall_seconds"], progress["loop_seconds"], progress["loop_steps"]
-        )
+        try:
+            self._restore(progress)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ConfigError(
+                f"checkpoint {step} of {self._folder.path} has counters that cannot be ({error!r}): remove it."
+            ) from error
+        return state, progress
+
+    def roll_back(self, template: AgentState, step: int) -> tuple[AgentState, dict[str, Any]]:
+        """`load` within a running process; what came after `step` is void, but the time was spent."""
+        spent, faults, rollbacks = self._wall_seconds(), self.faults, self.rollbacks
+        state, progress = self.load(template, step)
+        self.clock.wall_seconds, self._started = spent, time.perf_counter()
+        self.faults, self.rollbacks = faults, rollbacks + 1
+        self.open(step)
+        return state, progress
+
+    def _restore(self, progress: Mapping[str, Any]) -> None:
+        counted = [progress[name] for name in ("env_step", "wall_seconds", "loop_seconds", "loop_steps")]
+        if not all(isinstance(number, int | float) for number in counted):
+            raise TypeError(f"not numbers: {counted}")
+        self.clock = Clock(*counted)
         self._episodes.load(progress["episodes"])
         self.means.load(progress["means"])
         self._last_evaluation = [Episode(*values) for values in progress["last_evaluation"]]
-        return state, progress
+        self.faults, self.rollbacks = int(progress["faults"]), int(progress["rollbacks"])
+        self._skipped = int(progress["skipped_updates"])
 
-    def restart_episodes(self) -> None:
-        """The running episodes could not be brought back."""
-        self._episodes.restart()
+    def restart_episodes(self, which: AnyArray | None = None) -> None:
+        """The running episodes, or those of a mask [E], could not be brought back."""
+        self._episodes.restart(which)
 
     def checkpoint(self, state: AgentState, environments: Any, action: AnyArray) -> None:
-        """Everything that the run needs to go on from here."""
+        """Everything that the run needs to go on from here. Where the disk does not take it, the one before stands."""
         progress = {
             "env_step": self.clock.env_step,
             "wall_seconds": self._wall_seconds(),
@@ -198,14 +241,39 @@ class RunRecord(Journal):
             "environments": environments,
             "action": np.asarray(action).tolist(),  # to the bit: computed anew it may round differently
             "last_evaluation": [list(episode) for episode in self._last_evaluation],
+            "faults": self.faults,
+            "rollbacks": self.rollbacks,
+            "skipped_updates": self._skipped,
         }
-        self.checkpoints.save(self.clock.env_step, state, progress)
+        try:
+            self._open_log.sync()  # rows first: a checkpoint speaks for all of them
+            self.checkpoints.save(self.clock.env_step, state, progress)
+            self._unsaved = None
+        except OSError as error:
+            self._unsaved = error
+            LOG.warning("no checkpoint at environment step %d: %s; %s", self.clock.env_step, why(error), self._stands)
 
-    def write_metrics(self, updates: int, figures: Mapping[str, float]) -> dict[str, Any]:
+    def write_metrics(self, updates: int, figures: Mapping[str, float], skipped: int = 0) -> dict[str, Any]:
         """The means since the last log point, and what an evaluation found, if there was one: `figures`."""
+        self._skipped = skipped
         unknown = dict.fromkeys(DIAGNOSTIC_NAMES, float("nan"))
-        return super().write_metrics(updates, {**self.means.take(), **unknown, **figures})
+        return super().write_metrics(updates, {**self._troubles, **self.means.take(), **unknown, **figures})
 
-    def close(self) -> None:
-        self.checkpoints.close()
-        super().close()
+    def finish(self, updates: int) -> dict[str, Any]:
+        """Learning curve and summary; raises `StorageError` also where the last checkpoint could not be written."""
+        if self._unsaved is not None:
+            told = f"run folder {self._folder.path} cannot be written: {why(self._unsaved)}"
+            raise StorageError(f"{told}; {self._stands}: make room, then go on with --resume.")
+        return super().finish(updates)
+
+    @property
+    def _stands(self) -> str:
+        latest = self.checkpoints.latest
+        return "there is none yet" if latest is None else f"that of step {latest} stands"
+
+    @property
+    def _troubles(self) -> dict[str, int]:
+        return dict(zip(TROUBLES, (self.faults, self._skipped, self.rollbacks), strict=True))
+
+    def _summary(self, updates: int) -> dict[str, Any]:
+        return {**super()._summary(updates), **self._troubles}

@@ -3,23 +3,37 @@
 A folder is data. Settings and counters are JSON, tables are CSV; nothing in it is ever executed.
 """
 
-import csv
+import contextlib
 import dataclasses
 import json
-import os
-import platform
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from soft_mpcritic.config import Config, ConfigError, from_dict, to_dict
+import filelock
 
+from soft_mpcritic.config import LONGEST, Config, ConfigError, check, from_dict, to_dict
+from soft_mpcritic.files import why, write_json
+from soft_mpcritic.provenance import provenance
+
+LOCK = ".lock"
+LARGEST_RECORD = 2**20  # bytes of config.json
+MOST_EARLIER = 100  # processes of a run that were made otherwise than those before
 FORMAT = 1  # of the run folder; raised when an old folder can no longer be read
 OURS = "soft-mpcritic"  # the algorithm of a run that does not name one
-CHANGEABLE = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "checkpoints_kept")  # on resume
+CHANGEABLE = (  # on resume
+    "evaluate_every",
+    "evaluation_episodes",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "faults_tolerated",
+    "step_timeout",
+    "skips_tolerated",
+    "divergence",
+)
 DESCRIBED = {"env_id": str, "algorithm": str, "preset": str, "seed": int, "total_steps": int, "settings": dict}
-PACKAGES = ("jax", "jaxlib", "equinox", "optax", "gymnasium", "mujoco", "numpy", "orbax-checkpoint")
+PACKAGES = ("jax", "jaxlib", "equinox", "optax", "gymnasium", "mujoco", "numpy", "safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +89,41 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_settings(run, packages)
         except OSError as error:
-            raise ConfigError(f"run folder {self.path} cannot be written: {error.strerror}; choose another.") from error
+            raise ConfigError(f"run folder {self.path} cannot be written: {why(error)}; choose another.") from error
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains in this folder meanwhile; raises `ConfigError` where somebody already does.
+
+        The system lets go of it when the process ends, however it ends.
+        """
+        lock = filelock.FileLock(self.path / LOCK, timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise ConfigError(f"another process trains in {self.path}: wait for it, or choose another.") from error
+        except OSError as error:
+            raise ConfigError(f"run folder {self.path} cannot be written: {why(error)}; choose another.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def write_settings(self, run: RunSettings | RunDescription, packages: Sequence[str] = PACKAGES) -> None:
+        """What the run is told, and what it is made with; earlier processes that were made otherwise stay on record."""
         description = run.description if isinstance(run, RunSettings) else run
-        record = {
-            "format": FORMAT,
-            "version": metadata.version("soft-mpcritic"),
-            **dataclasses.asdict(description),
-            "platform": {"python": platform.python_version(), "system": platform.platform()},
-            "packages": {name: metadata.version(name) for name in packages},
-        }
+        made = provenance(packages)
+        record = {"format": FORMAT, **made, **dataclasses.asdict(description), "earlier": self._earlier(made)}
         write_json(self.path / "config.json", record)
+
+    def _earlier(self, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if not self.exists:
+            return []
+        record = self.read_record()
+        before, earlier = {name: record.get(name) for name in made}, record.get("earlier")
+        known = earlier if isinstance(earlier, list) else []
+        return known if before == made else [*known, before][-MOST_EARLIER:]
 
     def read_settings(self) -> RunSettings:
         """The settings of a run of ours; raises `ConfigError` as `read_description`, and for a baseline's run."""
@@ -105,7 +142,7 @@ class RunFolder:
             if seeds:
                 raise ConfigError(f"{self.path} holds a run per seed ({', '.join(seeds)}): name one of them.")
             raise ConfigError(f"{self.path} is not a run folder, it has no config.json: name a folder that train made.")
-        record = self._read_record()
+        record = self.read_record()
         if record.get("format") != FORMAT:
             raise ConfigError(
                 f"run folder {self.path} has format {record.get('format')}, this version reads {FORMAT}: "
@@ -115,7 +152,11 @@ class RunFolder:
         try:
             for name, kind in DESCRIBED.items():
                 if type(record[name]) is not kind:
-                    raise TypeError(f"{name} is {record[name]!r}")
+                    raise TypeError(f"{name} is {record[name]!r}"[:200])
+            check(0 <= record["seed"] < 2**32, "seed", "lie in [0, 2^32)", record["seed"], "start another run")
+            within = 1 <= record["total_steps"] <= LONGEST
+            check(within, "total_steps", f"lie in [1, {LONGEST}]", str(record["total_steps"])[:30], "start another run")
+            self._check_module(record["env_id"])
             if record["algorithm"] == OURS:
                 record["settings"] = to_dict(from_dict(record["settings"]))
         except ConfigError as error:
@@ -124,10 +165,28 @@ class RunFolder:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error!r}; start another run.") from error
         return RunDescription(**{name: record[name] for name in DESCRIBED})
 
-    def _read_record(self) -> dict[str, Any]:
+    def _check_module(self, env_id: str) -> None:
+        """Of "module:id" the module gets imported: it must not come with the folder, which is data."""
+        module = env_id.rpartition(":")[0].partition(".")[0]
+        if not module:
+            return
         try:
-            record = json.loads((self.path / "config.json").read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            spec = find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
+        inside = any(Path(place).resolve().is_relative_to(self.path.resolve()) for place in places if place)
+        check(not inside, "env_id", "name a module outside of the run folder", repr(env_id), "move it if you trust it")
+
+    def read_record(self) -> dict[str, Any]:
+        """Everything in config.json, unchecked; raises `ConfigError` where it is no JSON object."""
+        path = self.path / "config.json"
+        if path.stat().st_size > LARGEST_RECORD:
+            told = f"{path.stat().st_size} bytes where at most {LARGEST_RECORD} are expected"
+            raise ConfigError(f"{path} is damaged: {told}; start another run.")
+        try:
+            record = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}; start another run.") from error
         if not isinstance(record, dict):
             raise ConfigError(f"{self.path / 'config.json'} is damaged: not a JSON object; start another run.")
@@ -151,36 +210,3 @@ def check_resumable(stored: RunSettings, asked: RunSettings, folder: RunFolder) 
                     f"{section}.{name} was {old[section][name]} and cannot become {value} on resume: "
                     "start another run folder."
                 )
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Whole or not at all: a new file takes the old one's place."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-class Table:
-    """A CSV file that grows by rows and can forget those after a given environment step."""
-
-    def __init__(self, path: Path, columns: Sequence[str], keep_until: int = -1) -> None:
-        self._path, self._columns = path, list(columns)
-        kept = [row for row in read_table(path) if int(row["env_step"]) <= keep_until] if path.is_file() else []
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, path)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one row and hands it to the operating system."""
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by column name; a last line that was cut off while being written is left out."""
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(whole.splitlines()))

@@ -1,11 +1,12 @@
 """The host loop: Gymnasium environments on one side, the compiled agent on the other."""
 
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,16 @@ from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit, jit_on_leaves
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.diagnostics import Diagnostics, summarize
-from soft_mpcritic.envs import BadObservationError, EnvVector, make_task
+from soft_mpcritic.divergence import DivergenceError, smaller_steps, way_back
+from soft_mpcritic.envs import EnvironmentFaultError, EnvVector, make_task
 from soft_mpcritic.evaluation import Evaluator
+from soft_mpcritic.files import LOG
+from soft_mpcritic.memory import Footprint, available_memory
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings, check_resumable
-from soft_mpcritic.types import Experience
+from soft_mpcritic.types import AnyArray, Experience
+
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def make_agent(settings: RunSettings) -> Agent:
@@ -29,33 +35,45 @@ def make_agent(settings: RunSettings) -> Agent:
     return Agent(make_task(settings.env_id, config.training.backend, config.objective.goal), config)
 
 
+def check_memory(agent: Agent) -> None:
+    """Raises `ConfigError` where an agent would not fit into the machine, before anything is allocated."""
+    Footprint(agent.task, agent.config).check(1, *available_memory())
+
+
 def prepare_run(folder: RunFolder, asked: RunSettings, resume: bool) -> RunSettings:
     """The settings to run with; makes the folder or checks that the stored run can go on. Raises `ConfigError`."""
-    make_agent(asked)
-    if not folder.exists:
+    check_memory(make_agent(asked))
+    _check_place(folder, asked, resume)
+    with folder.held():
+        _check_place(folder, asked, resume)
         folder.create(asked)
-        return asked
-    if not resume:
-        raise ConfigError(f"run folder {folder.path} already holds a run: add --resume, or choose another --run-dir.")
-    check_resumable(folder.read_settings(), asked, folder)
-    folder.write_settings(asked)
     return asked
 
 
-def train(folder: RunFolder, settings: RunSettings, observer: Observer) -> dict[str, Any]:
-    """Trains until `settings.total_steps` or a request to stop (SIGINT, SIGTERM); returns the summary.
+def _check_place(folder: RunFolder, asked: RunSettings, resume: bool) -> None:
+    if not folder.exists:
+        return
+    if not resume:
+        raise ConfigError(f"run folder {folder.path} already holds a run: add --resume, or choose another --run-dir.")
+    check_resumable(folder.read_settings(), asked, folder)
 
-    A folder with a checkpoint goes on from it, as if never stopped. Raises `BadObservationError` when the environment
-    answers with numbers that are not finite, after a checkpoint.
+
+def train(folder: RunFolder, settings: RunSettings, observer: Observer) -> dict[str, Any]:
+    """Trains until `settings.total_steps` or a request to stop (SIGINT, SIGTERM, SIGHUP); returns the summary.
+
+    A folder with a checkpoint goes on from it, as if never stopped. Raises, after a checkpoint,
+    `EnvironmentFaultError` when environments fail more often than is tolerated, and `DivergenceError` when learning
+    diverges for good; `StorageError` when the folder can no longer be written; `ConfigError` when somebody else
+    trains in it.
     """
-    with jax.default_matmul_precision(settings.config.training.matmul_precision):
-        run = Run(folder, settings, observer)
-        try:
-            with stop_requests() as stop_requested:
+    with jax.default_matmul_precision(settings.config.training.matmul_precision), folder.held():
+        with stop_requests() as stop_requested:
+            run = Run(folder, settings, observer)
+            try:
                 run.go(stop_requested)
-            return run.finish()
-        finally:
-            run.close()
+                return run.finish()
+            finally:
+                run.close()
 
 
 class Run:
@@ -67,12 +85,19 @@ class Run:
         self._schedule = Schedule(settings.config.training, settings.total_steps)
         training = settings.config.training
         self._agent = make_agent(settings)
-        self._envs = EnvVector(self._agent.task, training.num_envs, training.vectorization)
-        self._evaluator, self._diagnostics = Evaluator(self._agent), Diagnostics(self._agent)
+        self._envs = EnvVector(
+            self._agent.task,
+            training.num_envs,
+            training.vectorization,
+            forgiving=True,
+            timeout=training.step_timeout,
+        )
+        self._evaluator = Evaluator(self._agent, training.step_timeout)
+        self._diagnostics = Diagnostics(self._agent)
 
         agent = self._agent
         self._begin = jit(agent.begin, donate_argnums=0)
-        resumed_at = self._record.checkpoints.latest
+        resumed_at = self._record.checkpoints.newest_sound()
         state = jit(agent.init)(jax.random.key(settings.seed))
         state, self._action = self._start(state) if resumed_at is None else self._resume(state, resumed_at)
         self._leaves, self._structure = jax.tree.flatten(state)
@@ -87,7 +112,10 @@ class Run:
         """Steps until done or asked to stop."""
         while not self._schedule.ends(self._env_step) and not stop_requested():
             self._advance()
-            self._report()
+            if self._record.means.skipped_in_a_row >= self._settings.config.training.skips_tolerated:
+                self._turn_back()
+            else:
+                self._report()
 
     def _advance(self) -> None:
         """One step of all environments, and all that is learned from it.
@@ -97,8 +125,10 @@ class Run:
         """
         started = time.perf_counter()
         experience = self._step_environments(np.asarray(self._action))
-        updates = self._schedule.updates(self._record.add_step(experience.reward, experience.done))
-        if updates is None:
+        updates = self._schedule.updates(self._count_step(experience))
+        if self._envs.faults:
+            self._begin_anew(experience.start_obs, updates)
+        elif updates is None:
             self._leaves, self._action = self._random_step(self._leaves, experience)
         else:
             self._leaves, self._action, planned = self._planned_step(self._leaves, experience)
@@ -109,34 +139,87 @@ class Run:
     def _step_environments(self, action: np.ndarray) -> Experience:
         """A checkpoint is kept whatever goes wrong in an environment."""
         try:
-            return self._envs.step(action)
-        except BadObservationError as error:
-            self._checkpoint()
-            raise BadObservationError(f"{error}, at environment step {self._env_step + 1}") from error
-        except Exception:
+            experience = self._envs.step(action)
+        except EnvironmentFaultError as error:
+            self._stop_for(error, self._env_step + 1)
+        self._survive(list(self._envs.faults.values()), self._env_step + 1)
+        return experience
+
+    def _survive(self, faults: Sequence[str], step: int) -> None:
+        """Counts what went wrong; raises `EnvironmentFaultError`, after a checkpoint, once it was too much."""
+        tolerated = self._settings.config.training.faults_tolerated
+        for fault in faults:
+            self._record.faults += 1
+            if self._record.faults > tolerated:
+                told = f"; {tolerated} faults were tolerated" if tolerated else ""
+                self._stop_for(EnvironmentFaultError(f"{fault}{told}"), step)
+            LOG.warning("%s, at environment step %d: the episode is cut", fault, step)
+
+    def _stop_for(self, error: EnvironmentFaultError, step: int) -> NoReturn:
+        self._checkpoint()
+        raise EnvironmentFaultError(f"{error}, at environment step {step}") from error
+
+    def _count_step(self, experience: Experience) -> int:
+        """Of an episode that was cut, return and length mean nothing."""
+        cut = np.isin(np.arange(self._envs.num_envs), list(self._envs.faults))
+        step = self._record.add_step(experience.reward, np.asarray(experience.done) & ~cut)
+        if cut.any():
+            self._record.restart_episodes(cut)
+        return step
+
+    def _begin_anew(self, obs: AnyArray, updates: int | None) -> None:
+        """After a fault, the step is not kept: all plans start anew where the environments are now."""
+        state, self._action = self._begin(self._state, obs)
+        self._leaves = jax.tree.leaves(state)
+        if updates is not None and int(state.replay.size) > 0:
+            self._leaves, _ = self._learn(self._leaves, np.int32(updates))
+
+    def _turn_back(self) -> None:
+        """Learning has diverged: goes on from the last good checkpoint with smaller steps, or stops."""
+        diverged = self._state
+        try:
+            good = way_back([self._record], self._settings.config.training.divergence)
+        except DivergenceError:
             self._checkpoint()
             raise
+        state, progress = self._record.roll_back(diverged, good)
+        state, self._action = self._relive(smaller_steps(state, diverged.health), progress)
+        self._leaves = jax.tree.leaves(state)
 
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""
         step = self._env_step
         diagnosed = self._evaluate() if self._schedule.evaluates(step) else {}
         if self._schedule.logs(step):
-            self._observer.on_metrics(self._record.write_metrics(int(self._state.updates), diagnosed))
+            state = self._state
+            row = self._record.write_metrics(int(state.updates), diagnosed, int(state.health.skipped))
+            self._observer.on_metrics(row)
         if self._schedule.checkpoints(step):
             self._checkpoint()
 
     def _evaluate(self) -> dict[str, float]:
-        """Plays and records evaluation episodes; what they say of value and models."""
+        """Plays and records evaluation episodes; what they say of value and models. Nothing where that went wrong."""
         state = self._state
-        played = self._evaluator.play(state.models, self._settings.config.training.evaluation_episodes)
+        try:
+            played = self._evaluator.play(state.models, self._settings.config.training.evaluation_episodes)
+        except EnvironmentFaultError as error:
+            self._survive([f"in an evaluation, {error}"], self._env_step)
+            return {}
         episodes = [trajectory.episode for trajectory in played]
         self._record.write_evaluation(episodes)
         self._observer.on_evaluation(self._env_step, episodes)
         return summarize(self._diagnostics(state, played))._asdict()
 
     def _checkpoint(self) -> None:
-        self._record.checkpoint(self._state, self._envs.snapshot(), self._action)
+        self._record.checkpoint(self._state, self._snapshot(), self._action)
+
+    def _snapshot(self) -> list[dict[str, Any]] | None:
+        """None where environments cannot say how they came here: a resumed run then begins new episodes."""
+        try:
+            return self._envs.snapshot()
+        except Exception as error:
+            LOG.warning("environments are not kept with the checkpoint (%s): a resumed run begins new episodes", error)
+            return None
 
     # ------------------------------------------------------------ start and end
 
@@ -144,14 +227,19 @@ class Run:
         return self._begin(state, self._envs.reset(self._settings.seed))
 
     def _resume(self, template: AgentState, step: int) -> tuple[AgentState, jax.Array]:
-        """State, counters and environments as they were; environments that cannot be relived start new episodes."""
-        state, progress = self._record.load(template, step)
-        obs = self._envs.restore(progress["environments"])
-        if np.array_equal(obs, state.pending.obs):
-            return state, jnp.asarray(progress["action"], jnp.float32)
+        """State, counters and environments as they were."""
+        return self._relive(*self._record.load(template, step))
+
+    def _relive(self, state: AgentState, progress: Mapping[str, Any]) -> tuple[AgentState, jax.Array]:
+        """Environments as they were; where they cannot be brought back, they start new episodes."""
+        kept = progress["environments"]
+        action = jnp.asarray(progress["action"], jnp.float32)
+        if isinstance(kept, list) and len(kept) == self._envs.num_envs:
+            obs = self._envs.restore(kept)
+            if np.array_equal(obs, state.pending.obs) and action.shape == state.pending.action.shape:
+                return state, action
         self._record.restart_episodes()
-        fresh = self._envs.reset(self._settings.seed + self._env_step)
-        return self._begin(state, fresh)
+        return self._begin(state, self._envs.reset(self._settings.seed + self._env_step))
 
     def finish(self) -> dict[str, Any]:
         """Last checkpoint, learning curve and summary."""
@@ -161,7 +249,6 @@ class Run:
     def close(self) -> None:
         self._envs.close()
         self._evaluator.close()
-        self._record.close()
 
     @property
     def _env_step(self) -> int:
@@ -177,17 +264,17 @@ def load_state(folder: RunFolder, settings: RunSettings) -> tuple[Agent, AgentSt
     agent = make_agent(settings)
     if not folder.has_checkpoints:
         raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
-    checkpoints = Checkpoints(folder, settings.config.training.checkpoints_kept)
-    try:
-        state, _ = checkpoints.load(jit(agent.init)(jax.random.key(settings.seed)))
-    finally:
-        checkpoints.close()
+    check_memory(agent)
+    state, _ = Checkpoints(folder).load(jit(agent.init)(jax.random.key(settings.seed)))
     return agent, state
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a question that the loop can ask; a second one interrupts at once."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a question that the loop can ask; a second one interrupts at once.
+
+    Signals that the process was told to ignore, by nohup say, stay ignored. Off the main thread, none are caught.
+    """
     requested: list[int] = []
 
     def request(number: int, _frame: Any) -> None:
@@ -195,7 +282,11 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested.append(number)
 
-    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = STOPPING if threading.current_thread() is threading.main_thread() else ()
+    old = {number: signal.getsignal(number) for number in caught}
+    for number, handler in old.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, request)
     try:
         yield lambda: bool(requested)
     finally:

@@ -51,7 +51,7 @@ def _film(out: Path, rate: float) -> Iterator[Any]:
             yield film
 
 
-def _render_options(agent: Agent) -> dict[str, str]:
+def _render_options(agent: Agent) -> dict[str, Any]:
     """OpenGL off screen if it works here, found out on an environment of its own."""
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")

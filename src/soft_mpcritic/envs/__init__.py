@@ -1,16 +1,17 @@
 """The edge to Gymnasium: tasks with their known rewards, vectors of environments, and their versions on the device."""
 
 from soft_mpcritic.envs.device import DEVICE_TASKS, DeviceEnv, DeviceVector, VectorState, make_device_env
+from soft_mpcritic.envs.guard import EnvironmentFaultError
 from soft_mpcritic.envs.registry import TASKS, Task, make_task
-from soft_mpcritic.envs.vector import BadObservationError, EnvVector, Vector, make_vector
+from soft_mpcritic.envs.vector import EnvVector, Vector, make_vector
 
 __all__ = [
     "DEVICE_TASKS",
     "TASKS",
-    "BadObservationError",
     "DeviceEnv",
     "DeviceVector",
     "EnvVector",
+    "EnvironmentFaultError",
     "Task",
     "Vector",
     "VectorState",

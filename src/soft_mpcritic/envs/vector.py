@@ -1,6 +1,7 @@
 """Vectors of Gymnasium environments, stepped by host code, that can be put back where they were."""
 
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
@@ -8,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from soft_mpcritic.envs.device import HostedVector, make_device_env
+from soft_mpcritic.envs.guard import FAULT, EnvironmentFaultError, Guarded
 from soft_mpcritic.envs.registry import Task
 from soft_mpcritic.types import Experience
 
@@ -25,15 +27,16 @@ class Vector(Protocol):
     def close(self) -> None: ...
 
 
-class BadObservationError(RuntimeError):
-    """An environment answered with a number that is not finite; the message names where and what."""
+PATIENCE = 8  # time-outs in a row that an environment may need for one step: to fail, and to be made and reset anew
+LONGEST_RELIVED = 20_000  # steps of an episode
 
 
 class Resumable(gym.Wrapper):
     """Remembers how its running episode came about, so that it can be lived again.
 
     A snapshot holds the random state that the episode's reset started from and the actions since. That is plain
-    data, and it is exact for every environment that draws its randomness from Gymnasium's `np_random`.
+    data, and it is exact for every environment that draws its randomness from Gymnasium's `np_random`. Of an episode
+    longer than `LONGEST_RELIVED` it holds nothing: checkpoints stay small, and a new episode takes its place.
     """
 
     def __init__(self, env: gym.Env, index: int) -> None:
@@ -51,44 +54,67 @@ class Resumable(gym.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self._actions.append(action.copy())
+        if len(self._actions) <= LONGEST_RELIVED:
+            self._actions.append(action.copy())
         return self.env.step(action)
 
     def snapshot(self) -> dict[str, Any]:
-        """JSON-ready: where the episode started and the actions since."""
+        """JSON-ready: where the episode started and the actions since; empty of one that is too long."""
+        if len(self._actions) > LONGEST_RELIVED:
+            return {}
         return {**self._origin, "actions": [action.tolist() for action in self._actions]}
 
     def restore(self, snapshots: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Lives the episode of this environment's own snapshot again; the observation it ends on."""
+        """Lives the episode of this environment's own snapshot again; the observation it ends on.
+
+        Of an empty snapshot, a new episode's first.
+        """
         snapshot = snapshots[self.index]
         if "random_state" in snapshot:
             self.unwrapped.np_random.bit_generator.state = snapshot["random_state"]
         obs, _ = self.reset(seed=snapshot.get("seed"))
-        for action in snapshot["actions"]:
+        for action in snapshot.get("actions", []):
             obs, *_ = self.step(np.asarray(action, self.action_space.dtype))
         return np.asarray(obs)
 
 
 class EnvVector:
-    """E environments of one task. Episodes that end start anew within the same step."""
+    """E environments of one task. Episodes that end start anew within the same step.
 
-    def __init__(self, task: Task, num_envs: int = 1, vectorization: str = "sync", **options: Any) -> None:
+    An environment that does something wrong has its episode cut. With `forgiving`, `step` leaves what was wrong in
+    `faults`; without, it raises `EnvironmentFaultError`. One that does not answer within `timeout` seconds is replaced;
+    0 waits for ever. `options` go to `gymnasium.make`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        num_envs: int = 1,
+        vectorization: str = "sync",
+        *,
+        forgiving: bool = False,
+        timeout: float = 0.0,
+        **options: Any,
+    ) -> None:
         def maker(index: int):
-            return lambda: Resumable(task.make_env(**options), index)
+            return lambda: Guarded(lambda: Resumable(task.make_env(**options), index), index, timeout)
 
         vector = SyncVectorEnv if vectorization == "sync" else AsyncVectorEnv
         self._envs = vector([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = self._envs.single_action_space.dtype
+        self._forgiving, self._timeout = forgiving, timeout
         self.num_envs = num_envs
+        self.faults: dict[int, str] = {}  # of the last step, by environment
 
     def reset(self, seed: int | Sequence[int]) -> np.ndarray:
         """First observations [E, S]; environment e gets seed + e, or the e-th of a list."""
-        obs, _ = self._envs.reset(seed=seed if isinstance(seed, int) else list(seed))
-        return _finite(obs.astype(np.float32), "first observation")
+        obs, info = self._ask(lambda: self._envs.reset(seed=seed if isinstance(seed, int) else list(seed)))
+        self._note(info)
+        return obs.astype(np.float32)
 
     def step(self, actions: np.ndarray) -> Experience:
-        """Steps all by actions [E, A] in the task's units; raises `BadObservationError` for NaN or infinity."""
-        obs, reward, terminated, truncated, info = self._envs.step(actions.astype(self._dtype))
+        """Steps all by actions [E, A] in the task's units; raises `EnvironmentFaultError` as the class says."""
+        obs, reward, terminated, truncated, info = self._ask(lambda: self._step(actions.astype(self._dtype)))
         start_obs = obs.astype(np.float32)
         done = terminated | truncated
         next_obs = start_obs
@@ -96,9 +122,39 @@ class EnvVector:
             next_obs = start_obs.copy()
             for index in np.flatnonzero(done):
                 next_obs[index] = info["final_obs"][index]
-        _finite(next_obs, "observation")
-        _finite(start_obs, "first observation")
-        return Experience(_finite(reward.astype(np.float32), "reward"), next_obs, terminated, done, start_obs)
+        self._note(info)
+        return Experience(reward.astype(np.float32), next_obs, terminated, done, start_obs)
+
+    def _step(self, actions: np.ndarray) -> Any:
+        """A process that does not let its own threads look at the clock is watched from here."""
+        if not isinstance(self._envs, AsyncVectorEnv) or not self._timeout:
+            return self._envs.step(actions)
+        self._envs.step_async(actions)
+        return self._envs.step_wait(PATIENCE * self._timeout)
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """Processes of environments may also die, or hang for good, and everybody's answers with them."""
+        try:
+            return question()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            self._abandon()
+            raise EnvironmentFaultError("the process of an environment has died") from error
+        except multiprocessing.TimeoutError as error:
+            self._abandon()
+            raise EnvironmentFaultError("the process of an environment hangs") from error
+
+    def _abandon(self) -> None:
+        """Processes of which one is lost cannot be asked to close."""
+        for process in getattr(self._envs, "processes", ()):
+            process.kill()
+            process.join()
+        self._envs.closed = True
+
+    def _note(self, info: dict[str, Any]) -> None:
+        told = [part[FAULT] for part in (info.get("final_info", {}), info) if FAULT in part]
+        self.faults = {i: str(fault) for faults in told for i, fault in enumerate(faults) if fault}
+        if self.faults and not self._forgiving:
+            raise EnvironmentFaultError(next(iter(self.faults.values())))
 
     def snapshot(self) -> list[dict[str, Any]]:
         """What `restore` needs to bring all environments back here."""
@@ -111,20 +167,14 @@ class EnvVector:
     @property
     def first_env(self) -> gym.Env:
         """The first environment itself, for rendering; synchronous vectors only."""
-        return self._envs.envs[0]  # pyright: ignore[reportAttributeAccessIssue]
+        return self._envs.envs[0].env  # pyright: ignore[reportAttributeAccessIssue]
 
     def close(self) -> None:
         self._envs.close()
 
 
-def make_vector(task: Task, num_envs: int) -> Vector:
+def make_vector(task: Task, num_envs: int, timeout: float = 0.0) -> Vector:
     """Gymnasium's environments, or for a task that it does not have the device's."""
-    return EnvVector(task, num_envs) if task.has_gymnasium else HostedVector(make_device_env(task.env_id), num_envs)
-
-
-def _finite(values: np.ndarray, what: str) -> np.ndarray:
-    if np.isfinite(values).all():
-        return values
-    env, *component = np.argwhere(~np.isfinite(values))[0]
-    where = f"component {component[0]} of the {what}" if component else f"the {what}"
-    raise BadObservationError(f"{where} of environment {env} is {values[tuple([env, *component])]}")
+    if task.has_gymnasium:
+        return EnvVector(task, num_envs, timeout=timeout)
+    return HostedVector(make_device_env(task.env_id), num_envs)

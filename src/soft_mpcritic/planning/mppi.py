@@ -51,9 +51,12 @@ class MPPI:
         return jax.lax.scan(refine, result, keys[1:])[0]
 
     def plan_once(self, key: PRNGKeyArray, plan: Float[Array, "B T A"], returns_fn: ReturnsFn) -> PlanResult:
-        """One MPPI iteration: sample around `plan`, weigh by exp(return / temperature) p / q, average."""
+        """One MPPI iteration: sample around `plan`, weigh by exp(return / temperature) p / q, average.
+
+        What comes out lies in the box and is finite, whatever goes in and whatever `returns_fn` answers.
+        """
         sample_key, draw_key = jax.random.split(key)
-        plan = jnp.clip(plan, -1, 1)
+        plan = jnp.clip(jnp.where(jnp.isnan(plan), 0.0, plan), -1, 1)
         mixture = Mixture(self.prior, self._centres(plan, returns_fn))
         actions = mixture.propose(self.sampler(sample_key, (self.num_samples, *plan.shape)))
         if self.keep_nominal:
@@ -64,7 +67,7 @@ class MPPI:
         mean = jnp.einsum("kb,kbta->bta", weighed.weights, actions)
         drawn = jax.random.categorical(draw_key, weighed.logits, axis=0)
         sample = jnp.take_along_axis(actions, drawn[None, :, None, None], axis=0)[0]
-        solved = weighed.solved[:, None, None]
+        solved = weighed.solved[:, None, None] & jnp.all(jnp.isfinite(mean), axis=(1, 2), keepdims=True)
         return PlanResult(
             plan=jnp.where(solved, jnp.clip(mean, -1, 1), plan),
             sample=jnp.where(solved, jnp.clip(sample, -1, 1), plan),

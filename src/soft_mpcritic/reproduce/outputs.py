@@ -13,10 +13,10 @@ from soft_mpcritic.bench.training import speeds_in_turns
 from soft_mpcritic.comparison import EvaluatedRun, Group, markdown_table, write_tidy
 from soft_mpcritic.config import Config
 from soft_mpcritic.envs import make_task
+from soft_mpcritic.files import write_json
 from soft_mpcritic.plotting import plot_groups
 from soft_mpcritic.reproduce.runner import GridRun
 from soft_mpcritic.reproduce.studies import Case
-from soft_mpcritic.run_folder import write_json
 
 UNMEASURED = "not measured"
 

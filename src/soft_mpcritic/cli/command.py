@@ -1,0 +1,36 @@
+"""The command line: parse, build, run; nothing else."""
+
+import sys
+from collections.abc import Sequence
+
+from soft_mpcritic.cli.parsing import parse
+from soft_mpcritic.config import ConfigError
+from soft_mpcritic.divergence import DivergenceError
+from soft_mpcritic.envs import EnvironmentFaultError
+from soft_mpcritic.files import StorageError
+from soft_mpcritic.reproduce.command import FailedRunsError
+
+RUNS_FAILED = 1
+USER_CAN_MEND = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error).
+
+    1 where runs of a grid failed: the line names them and their logs.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        parse(arguments).run()
+    except (ConfigError, EnvironmentFaultError, DivergenceError, StorageError) as error:
+        print(f"soft-mpcritic: {error}", file=sys.stderr)
+        return USER_CAN_MEND
+    except FailedRunsError as error:
+        print(f"soft-mpcritic: {error}", file=sys.stderr)
+        return RUNS_FAILED
+    return 0
+
+
+def entry_point() -> None:
+    """What the installed command calls."""
+    sys.exit(main())
