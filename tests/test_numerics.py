@@ -51,14 +51,16 @@ def test_soft_values_of_float32_are_those_of_float64(scale, offset):
 def test_returns_and_targets_of_float32_are_those_of_float64(horizon):
     """The same samples through the same networks, in both precisions; a long horizon adds up more errors."""
     long = {"planner__horizon": horizon, "target_planner__horizon": horizon}
-    agent = Agent(system().task, settings(objective__scenarios="all_members", **long))  # members drawn depend on bits
+    agent = Agent(
+        system().task, settings(target_planner__scenarios="all_members", **long)
+    )  # members drawn depend on bits
     models = learn(system(), agent.config, jax.random.key(0), 20).models
     rng = np.random.default_rng(0)
     obs = rng.uniform(-1, 1, (5, 2)).astype(np.float32)
     actions = rng.uniform(-1, 1, (16, 5, horizon + 1, 1)).astype(np.float32)
 
     def returns(models, obs, actions) -> np.ndarray:
-        of = agent.planner.returns_fn(models, models.target_critic, jax.random.key(1), obs)
+        of = agent.planner.returns_fn(agent.config.target_planner, models, models.target_critic, jax.random.key(1), obs)
         return np.asarray(jax.jit(of)(actions))
 
     narrow = returns(models, jnp.asarray(obs), jnp.asarray(actions))

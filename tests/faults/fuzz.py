@@ -62,7 +62,7 @@ KNOWN = {f"{section}.{name}": value for section, values in to_dict(BASE).items()
 CHOICES = {
     "objective.prior": ["gaussian", "uniform"],
     "objective.ratio_weights": ["discounted", "unit"],
-    "objective.scenarios": ["per_step", "per_sample", "all_members"],
+    "planner.scenarios": ["per_step", "per_sample", "all_members"],
     "objective.risk": ["mean", "entropic", "cvar", "worst"],
     "objective.goal": ["known", "learned"],
     "planner.sampler": ["iid", "antithetic", "sobol"],
