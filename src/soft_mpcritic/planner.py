@@ -15,6 +15,7 @@ from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, No
 from soft_mpcritic.envs import Task
 from soft_mpcritic.goal import LearnedGoal
 from soft_mpcritic.networks import MLP
+from soft_mpcritic.parts import NOTHING_OWN, Parts
 from soft_mpcritic.planning import (
     MPPI,
     SAMPLERS,
@@ -23,6 +24,7 @@ from soft_mpcritic.planning import (
     GaussianPrior,
     Scenarios,
     UniformPrior,
+    from_box,
     mean_return,
     shift,
     worst_return,
@@ -56,6 +58,7 @@ class Planner:
 
     task: Task
     config: Config
+    parts: Parts = NOTHING_OWN
 
     def init_models(self, key: PRNGKeyArray) -> Models:
         """Fresh networks and statistics that have seen nothing."""
@@ -73,7 +76,7 @@ class Planner:
         )
 
     def _init_goal(self, key: PRNGKeyArray) -> LearnedGoal | None:
-        if self.config.objective.goal == "known":
+        if self.config.objective.goal == "known" and not self.task.unknowns:
             return None
         return LearnedGoal.init(key, 2 * len(self._visible) + self.task.action_size, self.config.dynamics)
 
@@ -139,7 +142,7 @@ class Planner:
         """What one member makes of a step, with reward and termination of `judge`; actions are clipped here."""
         action = jnp.clip(action, -1, 1)
         inputs = jnp.concatenate([self.features(models, obs), action], axis=-1)
-        next_obs = obs + models.change_scale.denormalize(member(inputs))
+        next_obs = self.expected(obs, action) + models.change_scale.denormalize(member(inputs))
         reward, termination = self.judge(models, obs, action, next_obs)
         continuation = 1 - termination if self.config.objective.terminations else jnp.ones_like(reward)
         return StepOutcome(next_obs, reward, continuation)
@@ -148,10 +151,23 @@ class Planner:
         self, models: Models, obs: Float[Array, "R S"], action: Float[Array, "R A"], next_obs: Float[Array, "R S"]
     ) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
         """Reward and probability of termination of a step, as the task knows them or as they were learned."""
-        if models.goal is not None:
-            return models.goal(self.features(models, obs), action, self.features(models, next_obs))
         known, env_action = self.task.spec, self.to_env(action)
-        return known.reward(obs, env_action, next_obs), known.termination(obs, env_action, next_obs)
+        if models.goal is None:
+            return known.reward(obs, env_action, next_obs), known.termination(obs, env_action, next_obs)
+        reward, termination = models.goal(self.features(models, obs), action, self.features(models, next_obs))
+        if self.config.objective.goal == "known" and "reward" not in self.task.unknowns:
+            reward = known.reward(obs, env_action, next_obs)
+        if self.config.objective.goal == "known" and "termination" not in self.task.unknowns:
+            termination = known.termination(obs, env_action, next_obs)
+        return reward, termination
+
+    def expected(self, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, "R S"]:
+        """Where a step leads as far as is known without learning; nothing known means: nowhere else.
+
+        What the ensemble learns is the rest. The action is in the library's box.
+        """
+        nominal = self.task.spec.nominal
+        return obs if nominal is None else nominal(obs, self.to_env(action))
 
     def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
         """What the networks see of an observation: scaled, and without the task's positions unless asked for."""
@@ -159,8 +175,7 @@ class Planner:
 
     def to_env(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
         """From the library's box [-1, 1] to the task's own."""
-        low, high = jnp.array(self.task.action_low), jnp.array(self.task.action_high)
-        return low[None, :] + 0.5 * (action + 1) * (high - low)[None, :]
+        return from_box(action, self.task.action_low, self.task.action_high)
 
     @cached_property
     def _scenarios(self) -> Scenarios:
@@ -171,15 +186,15 @@ class Planner:
             "cvar": CVaRReturn(objective.risk_parameter),
             "worst": worst_return,
         }
-        return Scenarios(objective.scenarios, objective.discount, risks[objective.risk])
+        return Scenarios(objective.scenarios, objective.discount, self.parts.risk or risks[objective.risk])
 
     def mppi(self, config: PlannerConfig) -> MPPI:
         """The planner that `config` asks for, under this configuration's objective."""
         objective = self.config.objective
         prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
         return MPPI(
-            prior=prior(objective.variance),
-            sampler=SAMPLERS[config.sampler],
+            prior=self.parts.prior or prior(objective.variance),
+            sampler=self.parts.sampler or SAMPLERS[config.sampler],
             num_samples=config.num_samples,
             temperature=objective.temperature,
             ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from soft_mpcritic.config import Config, ConfigError, from_dict, to_dict
+from soft_mpcritic.parts import NOTHING_OWN, Parts
 
 FORMAT = 1  # of the run folder; raised when an old folder can no longer be read
 OURS = "soft-mpcritic"  # the algorithm of a run that does not name one
@@ -43,6 +44,7 @@ class RunSettings:
     seed: int
     total_steps: int
     config: Config
+    parts: Parts = NOTHING_OWN  # handed over in Python; others are imported by their names in `config`
 
     @property
     def description(self) -> RunDescription:

@@ -26,7 +26,8 @@ from soft_mpcritic.types import Experience
 def make_agent(settings: RunSettings) -> Agent:
     """The agent that a run asks for; raises `ConfigError` for a task that does not go with the settings."""
     config = settings.config
-    return Agent(make_task(settings.env_id, config.training.backend, config.objective.goal), config)
+    parts = settings.parts.filled(config.parts)
+    return Agent(make_task(settings.env_id, config.training.backend, parts), config, parts)
 
 
 def prepare_run(folder: RunFolder, asked: RunSettings, resume: bool) -> RunSettings:

@@ -1,6 +1,7 @@
 """Vectors of Gymnasium environments, stepped by host code, that can be put back where they were."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
@@ -76,7 +77,12 @@ class EnvVector:
         def maker(index: int):
             return lambda: Resumable(task.make_env(**options), index)
 
-        vector = SyncVectorEnv if vectorization == "sync" else AsyncVectorEnv
+        # A goal of one's own is JAX's, which does not survive in a forked process.
+        vector = (
+            SyncVectorEnv
+            if vectorization == "sync"
+            else partial(AsyncVectorEnv, context="spawn" if task.judged else None)
+        )
         self._envs = vector([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = self._envs.single_action_space.dtype
         self.num_envs = num_envs
