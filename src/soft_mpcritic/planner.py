@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from soft_mpcritic.config import Config, PlannerConfig
+from soft_mpcritic.config import Config, ObjectiveConfig, PlannerConfig
 from soft_mpcritic.critic import SoftQ
 from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, Normalizer
 from soft_mpcritic.envs import Task
@@ -179,32 +179,40 @@ class Planner:
 
     @cached_property
     def _scenarios(self) -> Scenarios:
-        objective = self.config.objective
-        risks: dict[str, RiskMeasure] = {
-            "mean": mean_return,
-            "entropic": EntropicReturn(objective.risk_parameter),
-            "cvar": CVaRReturn(objective.risk_parameter),
-            "worst": worst_return,
-        }
-        return Scenarios(objective.scenarios, objective.discount, self.parts.risk or risks[objective.risk])
+        return make_scenarios(self.config.objective, self.parts)
 
     def mppi(self, config: PlannerConfig) -> MPPI:
         """The planner that `config` asks for, under this configuration's objective."""
-        objective = self.config.objective
-        prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
-        return MPPI(
-            prior=self.parts.prior or prior(objective.variance),
-            sampler=self.parts.sampler or SAMPLERS[config.sampler],
-            num_samples=config.num_samples,
-            temperature=objective.temperature,
-            ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
-            iterations=config.iterations,
-            keep_nominal=config.keep_nominal,
-            widths=config.widths,
-            guided=config.guided,
-        )
+        return make_mppi(self.config.objective, config, self.parts)
 
     @cached_property
     def _visible(self) -> tuple[int, ...]:
         hidden = () if self.config.training.observe_position else self.task.spec.positions
         return tuple(i for i in range(self.task.obs_size) if i not in hidden)
+
+
+def make_scenarios(objective: ObjectiveConfig, parts: Parts = NOTHING_OWN) -> Scenarios:
+    """How sampled sequences meet the members, as an objective has it."""
+    risks: dict[str, RiskMeasure] = {
+        "mean": mean_return,
+        "entropic": EntropicReturn(objective.risk_parameter),
+        "cvar": CVaRReturn(objective.risk_parameter),
+        "worst": worst_return,
+    }
+    return Scenarios(objective.scenarios, objective.discount, parts.risk or risks[objective.risk])
+
+
+def make_mppi(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = NOTHING_OWN) -> MPPI:
+    """MPPI as `config` has it, under an objective."""
+    prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
+    return MPPI(
+        prior=parts.prior or prior(objective.variance),
+        sampler=parts.sampler or SAMPLERS[config.sampler],
+        num_samples=config.num_samples,
+        temperature=objective.temperature,
+        ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
+        iterations=config.iterations,
+        keep_nominal=config.keep_nominal,
+        widths=config.widths,
+        guided=config.guided,
+    )

@@ -1,6 +1,6 @@
 """The edge to Gymnasium: tasks with their known rewards, vectors of environments, and their versions on the device."""
 
-from soft_mpcritic.envs.device import DEVICE_TASKS, DeviceEnv, DeviceVector, VectorState, make_device_env
+from soft_mpcritic.envs.device import DEVICE_TASKS, DeviceEnv, DeviceVector, MjxDynamics, VectorState, make_device_env
 from soft_mpcritic.envs.registry import TASKS, Task, make_task
 from soft_mpcritic.envs.vector import BadObservationError, EnvVector, Vector, make_vector
 
@@ -11,6 +11,7 @@ __all__ = [
     "DeviceEnv",
     "DeviceVector",
     "EnvVector",
+    "MjxDynamics",
     "Task",
     "Vector",
     "VectorState",

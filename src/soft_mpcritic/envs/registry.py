@@ -54,6 +54,13 @@ class Task:
         goal = {"reward": self.spec.reward, "termination": self.spec.termination}
         return tuple(name for name, told in goal.items() if told is unknown)
 
+    @property
+    def note(self) -> str:
+        """One line for users on what is unknown; empty where all is known."""
+        if not self.unknowns:
+            return ""
+        return f"{' and '.join(self.unknowns)} of {self.env_id} are not known here: learned from experience"
+
     def make_env(self, **options: Any) -> gym.Env:
         """A new environment of this task, with vectors for observations and actions; `options` as of `gymnasium.make`.
 
