@@ -74,7 +74,7 @@ def test_an_environment_a_goal_and_physics_of_ones_own_make_a_run(tmp_path, caps
     assert again.evaluate(2) == longer.evaluate(2)
     with pytest.raises(ConfigError, match=r"prior .*UniformPrior\(\.\.\)' cannot be found by its name"):
         Run.load(run.path).evaluate(1)
-    with pytest.raises(ConfigError, match=r"parts\.risk was"):
+    with pytest.raises(ConfigError, match=r"parts\.nominal was"):
         train(Point, CONFIG, total_steps=90, run_dir=run.path, resume=True, parts=Parts(reward=near_one))
 
 

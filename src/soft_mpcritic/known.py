@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, wraps
 from typing import Any
 
 import jax
@@ -49,8 +49,7 @@ class KnownModel:
         members = [len(leaf) if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(self.parameters)]
         alike = not members or members == [members[0] or -1] * len(members)
         check(alike, "parameters", "have one leading axis N >= 1", members, "stack them with jnp.stack")
-        first = jax.tree.map(lambda leaf: leaf[0], self.parameters)
-        check_traceable("dynamics", partial(self._next, first), (self.obs_size, actions), self.obs_size)
+        check_traceable("dynamics", self._of_first(), (self.obs_size, actions), self.obs_size)
         for role, judge in (("reward", self.reward), ("termination", self.termination)):
             check_traceable(role, judge, (self.obs_size, actions, self.obs_size))
         if self.terminal_value is not None:
@@ -70,6 +69,13 @@ class KnownModel:
 
     def to_plant(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
         return from_box(jnp.clip(action, -1, 1), self.action_low, self.action_high)
+
+    def _of_first(self) -> Callable[..., Any]:
+        """The dynamics of the first member, under their own name."""
+        if self.parameters is None:
+            return self.dynamics
+        first = jax.tree.map(lambda leaf: leaf[0], self.parameters)
+        return wraps(self.dynamics)(lambda obs, action: self.dynamics(obs, action, first))
 
     def _next(self, member: Any, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, "R S"]:
         return self.dynamics(obs, action) if self.parameters is None else self.dynamics(obs, action, member)
