@@ -98,7 +98,7 @@ def foreign():
         (BOX, spaces.Dict({"a": BOX, "b": spaces.Discrete(2)}), ("must be of Boxes alone", "hybrid", "PPO")),
         (BOX, spaces.Box(0, 9, (2,), np.int32), ("must be of real numbers", "int32", "DQN or PPO")),
         (BOX, spaces.Box(-np.inf, np.inf, (2,), np.float32), ("finite bounds", "inf", "TransformAction(env", "(2,)")),
-        (BOX, spaces.Box(-1e10, 1e10, (2,), np.float32), ("finite bounds", "1e10", "TransformAction(env")),
+        (BOX, spaces.Box(-1e10, 1e10, (2,), np.float32), ("finite bounds", "1e+10", "TransformAction(env")),
         (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, ("observation space of 'Foreign-v0'", "images", "(8, 8, 3)")),
         (spaces.Box(0, 1, (3, 64, 64), np.float32), BOX, ("images", "(3, 64, 64)", "vision encoder")),
         (spaces.Dict({"a": BOX, "b": spaces.Box(0, 255, (8, 8), np.uint8)}), BOX, ("images", "observe the state")),
