@@ -210,8 +210,8 @@ def test_a_mujoco_model_steps_as_its_simulator_does_whatever_its_masses():
     model = pole()
     dynamics = MjxDynamics(model, frame_skip=2)
     assert (dynamics.obs_size, dynamics.action_low, dynamics.action_high) == (4, (-3.0,), (3.0,))
-    obs, action = np.array([0.1, 0.2, -0.3, 0.5], np.float32), np.float32(1.5)
-    rows = jnp.asarray(obs[None]), jnp.asarray([[action]])
+    obs, action = np.array([0.1, 0.2, -0.3, 0.5], np.float32), 1.5
+    rows = jnp.asarray(obs[None]), jnp.asarray([[action]], jnp.float32)
     np.testing.assert_allclose(dynamics(*rows)[0], simulated(model, obs, action, 2), atol=1e-4)
     heavy = np.array(model.body_mass, np.float32) * 2
     lighter = np.asarray(dynamics(*rows, {"body_mass": jnp.asarray(heavy)})[0])

@@ -151,7 +151,8 @@ def plan(
     shape = (rows.shape[0], solver.slots, len(low))
     box_start = jnp.zeros(shape)
     if start is not None:
-        given = jnp.asarray(start, jnp.float32).reshape(-1, *jnp.shape(start)[-2:])
+        given = jnp.asarray(start, jnp.float32)
+        given = given.reshape(-1, *given.shape[-2:])
         box_start = fit_horizon(_to_box(given, low, high), solver.slots)
         _check_rows("start", box_start, shape)
     result = _compiled(solver)(jax.random.key(seed), rows, box_start)
