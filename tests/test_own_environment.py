@@ -174,6 +174,66 @@ def test_a_reward_and_an_end_of_ones_own_are_what_the_environments_answer(vector
     plain.close()
 
 
+class SameArray(gym.Env):
+    """Counts its steps in one array, which every observation is; raises at the third."""
+
+    observation_space, action_space = Box(0, 9, (1,), np.float32), Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.count = np.zeros(1, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count[:] = 0
+        return self.count, {}
+
+    def step(self, action):
+        if self.count[0] == 2:
+            raise ValueError("motor on fire")
+        self.count += 1
+        return self.count, 0.0, False, False, {}
+
+
+def counted(obs, action, next_obs):
+    return 10 * obs[:, 0] + next_obs[:, 0]
+
+
+def test_a_reward_sees_both_observations_of_an_environment_that_has_one_array_for_all():
+    env = make_task("same", parts=Parts(env=SameArray, reward=counted)).make_env()
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1, np.float32))[1] for _ in range(2)] == [1.0, 12.0]
+    env.reset(seed=0)
+    assert env.step(np.zeros(1, np.float32))[1] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # of forks; of workers that end
+@pytest.mark.parametrize(("vectorization", "restored"), [("sync", [[2.0]]), ("async", None)])
+def test_what_an_environment_raises_is_not_hidden_and_leaves_a_snapshot(vectorization, restored):
+    """Before the fatal action; of a process that died with its environment, an empty one."""
+    task = make_task("same", parts=Parts(env=SameArray))
+    envs = EnvVector(task, 1, vectorization)
+    envs.reset(0)
+    with pytest.raises(ValueError, match="motor on fire"):
+        for _ in range(3):
+            envs.step(np.zeros((1, 1), np.float32))
+    snapshot = envs.snapshot()
+    envs.close()
+    if restored is None:
+        assert snapshot == []
+    else:
+        fresh = EnvVector(task, 1)
+        assert fresh.restore(snapshot).tolist() == restored
+        fresh.close()
+
+
+def test_a_time_limit_of_ones_own_may_be_longer_than_ours():
+    env = make_task("long", parts=Parts(env=lambda: gym.wrappers.TimeLimit(PointMass(), EPISODE_STEPS + 2))).make_env()
+    env.reset(seed=0)
+    cut = [env.step(np.zeros(2, np.float32))[3] for _ in range(EPISODE_STEPS + 2)]
+    assert cut == [False] * (EPISODE_STEPS + 1) + [True]
+    env.close()
+
+
 def test_a_known_end_stays_beside_ones_own():
     env_id = "InvertedPendulum-v5"
     task = make_task(env_id, parts=Parts(termination=lost))

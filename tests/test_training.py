@@ -171,20 +171,29 @@ def test_resume_refuses_changed_settings_and_keeps_the_folder(uninterrupted: Pat
         run(uninterrupted, 110, small_config(planner__horizon=2), resume=True)
 
 
-def test_an_environment_that_raises_costs_nothing_that_was_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("fatal", "kept"), [(25, 24), (55, 50)], ids=["in training", "in evaluation"])
+def test_an_environment_that_raises_costs_nothing_that_was_learned(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fatal: int, kept: int
+):
+    """Mended, it goes on to what a run comes to that never failed; the fatal action is tried again."""
+    path = tmp_path / "raises"
     target = gym.make(ENV_ID).unwrapped.__class__
     honest, steps = target.step, []
 
     def broken(self: Any, action: np.ndarray) -> tuple:
         steps.append(0)
-        if len(steps) == 25:
+        if len(steps) == fatal:
             raise ValueError("motor on fire")
         return honest(self, action)
 
     monkeypatch.setattr(target, "step", broken)
     with pytest.raises(ValueError, match="motor on fire"):
-        run(tmp_path / "raises", 110, small_config())
-    assert int(final_arrays(tmp_path / "raises")[".replay.size"]) == 24
+        run(path, 110, small_config())
+    assert int(final_arrays(path)[".replay.size"]) == kept
+    monkeypatch.setattr(target, "step", honest)
+    assert run(path, 110, small_config(), resume=True)["status"] == "finished"
+    resumed, whole = final_arrays(path), final_arrays(uninterrupted)
+    assert [name for name in whole if not np.array_equal(resumed[name], whole[name])] == []
 
 
 def test_a_bad_observation_is_named_and_what_was_learned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

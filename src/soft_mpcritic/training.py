@@ -114,7 +114,7 @@ class Run:
         except BadObservationError as error:
             self._checkpoint()
             raise BadObservationError(f"{error}, at environment step {self._env_step + 1}") from error
-        except Exception:
+        except Exception:  # whatever an environment raises
             self._checkpoint()
             raise
 
@@ -130,7 +130,11 @@ class Run:
     def _evaluate(self) -> dict[str, float]:
         """Plays and records evaluation episodes; what they say of value and models."""
         state = self._state
-        played = self._evaluator.play(state.models, self._settings.config.training.evaluation_episodes)
+        try:
+            played = self._evaluator.play(state.models, self._settings.config.training.evaluation_episodes)
+        except Exception:  # whatever an environment raises
+            self._checkpoint()
+            raise
         episodes = [trajectory.episode for trajectory in played]
         self._record.write_evaluation(episodes)
         self._observer.on_evaluation(self._env_step, episodes)
@@ -147,8 +151,8 @@ class Run:
     def _resume(self, template: AgentState, step: int) -> tuple[AgentState, jax.Array]:
         """State, counters and environments as they were; environments that cannot be relived start new episodes."""
         state, progress = self._record.load(template, step)
-        obs = self._envs.restore(progress["environments"])
-        if np.array_equal(obs, state.pending.obs):
+        lived = progress["environments"]  # none of them where their processes had died
+        if lived and np.array_equal(self._envs.restore(lived), state.pending.obs):
             return state, jnp.asarray(progress["action"], jnp.float32)
         self._record.restart_episodes()
         fresh = self._envs.reset(self._settings.seed + self._env_step)

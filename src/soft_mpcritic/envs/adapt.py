@@ -20,7 +20,7 @@ LIKELY = 0.5  # probability from which on a termination of one's own ends an epi
 
 def adapt(env: gym.Env) -> gym.Env:
     """Observations and actions as vectors, and a time limit; what is so already stays as it is."""
-    if env.spec is None or env.spec.max_episode_steps is None:
+    if not _is_limited(env):
         env = TimeLimit(env, EPISODE_STEPS)
     if not _is_vector(env.observation_space):
         env = FlattenObservation(env)
@@ -28,6 +28,17 @@ def adapt(env: gym.Env) -> gym.Env:
     if not _is_vector(original) or _rounds_out(flat):
         env = TransformAction(env, partial(_fitted, original, flat), flat)
     return env
+
+
+def _is_limited(env: gym.Env) -> bool:
+    """Has the environment a time limit, by its registration or by a wrapper of its user's?"""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return True
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, TimeLimit):
+            return True
+        env = env.env
+    return False
 
 
 def _fitted(original: Space, flat: Any, action: np.ndarray) -> Any:
@@ -47,19 +58,21 @@ class Judged(gym.Wrapper):
     def __init__(self, env: gym.Env, reward: Reward | None, termination: Termination | None) -> None:
         super().__init__(env)
         self._judges = [None if judge is None else _of_one_row(judge) for judge in (reward, termination)]
-        self._obs: Any = None
+        self._obs = np.zeros(0, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._obs, info = self.env.reset(seed=seed, options=options)
-        return self._obs, info
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._obs = np.array(obs, np.float32)  # a copy: environments may write the next one into the same array
+        return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, (self._obs, reward, terminated, truncated, info) = self._obs, self.env.step(action)
-        row = [np.asarray(part, np.float32) for part in (obs, action, self._obs)]
+        next_obs, reward, terminated, truncated, info = self.env.step(action)
+        row = [self._obs, np.asarray(action, np.float32), np.array(next_obs, np.float32)]
+        self._obs = row[-1]
         own_reward, own_end = self._judges
         reward = reward if own_reward is None else float(own_reward(*row))
         terminated = terminated or (own_end is not None and float(own_end(*row)) > LIKELY)
-        return self._obs, reward, terminated, truncated, info
+        return next_obs, reward, terminated, truncated, info
 
 
 @lru_cache

@@ -52,8 +52,10 @@ class Resumable(gym.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self._actions.append(action.copy())
-        return self.env.step(action)
+        taken = action.copy()
+        answer = self.env.step(action)
+        self._actions.append(taken)  # not one that the environment raised at: it is to be tried again
+        return answer
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-ready: where the episode started and the actions since."""
@@ -86,6 +88,7 @@ class EnvVector:
         self._envs = vector([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = self._envs.single_action_space.dtype
         self.num_envs = num_envs
+        self._lost = False  # are processes gone that environments lived in?
 
     def reset(self, seed: int | Sequence[int]) -> np.ndarray:
         """First observations [E, S]; environment e gets seed + e, or the e-th of a list."""
@@ -94,7 +97,11 @@ class EnvVector:
 
     def step(self, actions: np.ndarray) -> Experience:
         """Steps all by actions [E, A] in the task's units; raises `BadObservationError` for NaN or infinity."""
-        obs, reward, terminated, truncated, info = self._envs.step(actions.astype(self._dtype))
+        try:
+            obs, reward, terminated, truncated, info = self._envs.step(actions.astype(self._dtype))
+        except Exception:
+            self._lost = isinstance(self._envs, AsyncVectorEnv)
+            raise
         start_obs = obs.astype(np.float32)
         done = terminated | truncated
         next_obs = start_obs
@@ -107,8 +114,8 @@ class EnvVector:
         return Experience(_finite(reward.astype(np.float32), "reward"), next_obs, terminated, done, start_obs)
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """What `restore` needs to bring all environments back here."""
-        return list(self._envs.call("snapshot"))
+        """What `restore` needs to bring all environments back here; empty where one has taken its process down."""
+        return [] if self._lost else list(self._envs.call("snapshot"))
 
     def restore(self, snapshots: Sequence[dict[str, Any]]) -> np.ndarray:
         """Observations [E, S] after every environment has lived its running episode again."""
