@@ -9,6 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from soft_mpcritic import cli
+from soft_mpcritic import run as running
 from soft_mpcritic.config import override, preset
 from soft_mpcritic.envs import registry
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
@@ -66,11 +67,6 @@ def test_a_name_near_to_nothing_is_refused(refused):
     assert "'qqqqqqqq'" in text and "gymnasium.registry" in text
 
 
-def test_an_environment_without_known_reward_is_refused_with_those_that_have_one(refused):
-    text = refused("train", "MountainCarContinuous-v0")
-    assert "'MountainCarContinuous-v0' has no known reward" in text and PENDULUM in text and "Hopper-v5" in text
-
-
 def test_discrete_actions_are_refused(refused):
     text = refused("train", "CartPole-v1")
     assert "action space of 'CartPole-v1' must be a Box, got Discrete(2)" in text and "DQN" in text
@@ -98,13 +94,16 @@ def foreign():
 @pytest.mark.parametrize(
     ("observation", "action", "words"),
     [
-        (BOX, spaces.Dict({"a": BOX}), ("action space of 'Foreign-v0' must be a Box, got Dict",)),
-        (BOX, spaces.MultiDiscrete([2, 3]), ("action space of 'Foreign-v0' must be a Box, got MultiDiscrete",)),
-        (BOX, spaces.Box(-np.inf, np.inf, (2,), np.float32), ("must have finite bounds", "inf", "RescaleAction")),
-        (BOX, spaces.Box(-1, 1, (2, 2), np.float32), ("must be a vector, got shape (2, 2)", "flatten")),
-        (spaces.Dict({"a": BOX}), BOX, ("observation space of 'Foreign-v0'", "got Dict", "FlattenObservation")),
-        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, ("observation space", "(8, 8, 3)", "FlattenObservation")),
-        (spaces.Discrete(5), BOX, ("observation space", "got Discrete(5)", "FlattenObservation")),
+        (BOX, spaces.MultiDiscrete([2, 3]), ("action space of 'Foreign-v0' must be a Box, got MultiDiscrete", "PPO")),
+        (BOX, spaces.Dict({"a": BOX, "b": spaces.Discrete(2)}), ("must be of Boxes alone", "hybrid", "PPO")),
+        (BOX, spaces.Box(0, 9, (2,), np.int32), ("must be of real numbers", "int32", "DQN or PPO")),
+        (BOX, spaces.Box(-np.inf, np.inf, (2,), np.float32), ("finite bounds", "inf", "TransformAction(env", "(2,)")),
+        (BOX, spaces.Box(-1e10, 1e10, (2,), np.float32), ("finite bounds", "1e+10", "TransformAction(env")),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), BOX, ("observation space of 'Foreign-v0'", "images", "(8, 8, 3)")),
+        (spaces.Box(0, 1, (3, 64, 64), np.float32), BOX, ("images", "(3, 64, 64)", "vision encoder")),
+        (spaces.Dict({"a": BOX, "b": spaces.Box(0, 255, (8, 8), np.uint8)}), BOX, ("images", "observe the state")),
+        (spaces.Sequence(BOX), BOX, ("observation space", "got Sequence", "FlattenObservation")),
+        (spaces.Dict({}), BOX, ("observation space", "at least one number")),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, spaces.Space) else "",
 )
@@ -351,10 +350,10 @@ def test_messages_of_the_parser_read_like_ours(refused, arguments):
     assert "---" not in text and "__tyro" not in text
 
 
-def test_an_outdated_version_is_refused_without_further_noise(refused):
+def test_an_outdated_version_is_taken_without_further_noise():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert "'Hopper-v4' has no known reward" in refused("train", "Hopper-v4")
+        assert registry.make_task("Hopper-v4").unknowns == ("reward", "termination")
     assert said == []
 
 
@@ -373,7 +372,7 @@ def trained_with(monkeypatch):
         calls.append(settings)
         return {"status": "finished", "env_step": 0, "wall_seconds": 0.0}
 
-    monkeypatch.setattr("soft_mpcritic.cli.training.train", train)
+    monkeypatch.setattr(running, "train_on_host", train)
     return calls
 
 

@@ -18,7 +18,7 @@ from soft_mpcritic.config import Config, ConfigError, DynamicsConfig
 from soft_mpcritic.controller import Controller
 from soft_mpcritic.dynamics import Normalizer
 from soft_mpcritic.envs import make_task
-from soft_mpcritic.envs.registry import EPISODE_STEPS
+from soft_mpcritic.envs.adapt import EPISODE_STEPS
 from soft_mpcritic.envs.tasks import TaskSpec, unknown
 from soft_mpcritic.exported import ExportedController
 from soft_mpcritic.files import read_table
@@ -309,23 +309,8 @@ def test_an_environment_that_nobody_described_is_trained_resumed_evaluated_and_e
         np.testing.assert_array_equal(here(obs), there(obs))
 
 
-def test_without_a_learned_goal_it_is_refused_and_told_how(hill, capsys, tmp_path):
-    assert main(["train", hill, "--run-dir", str(tmp_path / "run")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{hill!r} has no known reward" in line and "--objective.goal learned" in line and "TaskSpec" in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_known_goal_that_nobody_told_is_refused_whoever_asks(hill):
-    task = make_task(hill, goal="learned")
-    agent = Agent(task, small_config())
-    models = jax.jit(agent.planner.init_models)(jax.random.key(0))
-    with pytest.raises(ConfigError, match=r'objective\.goal must be "learned"'):
-        agent.planner.judge(models, jnp.zeros((1, 2)), jnp.zeros((1, 1)), jnp.zeros((1, 2)))
-
-
 def test_a_task_is_what_its_spaces_say(hill):
-    task = make_task(hill, goal="learned")
+    task = make_task(hill)
     assert (task.obs_size, task.action_low, task.action_high) == (2, (-2.0,), (2.0,))
     assert task.spec.positions == () and task.spec.total_steps == 100_000
     env = task.make_env()
@@ -340,19 +325,21 @@ def test_a_module_that_registers_the_environment_can_be_named(tmp_path, monkeypa
     )
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        assert make_task("hills:Steep-v0", goal="learned").obs_size == 2
+        assert make_task("hills:Steep-v0").obs_size == 2
     finally:
         gym.registry.pop("Steep-v0", None)
     with pytest.raises(ConfigError, match=r"module 'no_hills' of 'no_hills:Steep-v0' cannot be imported"):
-        make_task("no_hills:Steep-v0", goal="learned")
-    with pytest.raises(ConfigError, match="'hills:Flat-v0' is not registered"):
-        make_task("hills:Flat-v0", goal="learned")
+        make_task("no_hills:Steep-v0")
+    with pytest.raises(
+        ConfigError, match="'hills:Flat-v0' is not registered with Gymnasium, and module 'hills' has no"
+    ):
+        make_task("hills:Flat-v0")
 
 
 def test_an_environment_without_time_limit_gets_one():
     gym.register("Endless-v0", entry_point=lambda **_: Hill())
     try:
-        env = make_task("Endless-v0", goal="learned").make_env()
+        env = make_task("Endless-v0").make_env()
         assert env.spec is not None and env.spec.max_episode_steps == EPISODE_STEPS
         env.close()
     finally:
@@ -360,6 +347,6 @@ def test_an_environment_without_time_limit_gets_one():
 
 
 def test_the_video_of_what_cannot_be_drawn_is_refused(hill, tmp_path, monkeypatch):
-    agent = Agent(make_task(hill, goal="learned"), learned_config())
+    agent = Agent(make_task(hill), learned_config())
     with pytest.raises(ConfigError, match="video must be of an environment that renders or has a MuJoCo model"):
         video.record_episode(agent, jax.jit(agent.init)(jax.random.key(0)).models, 0, tmp_path / "film.gif")

@@ -21,6 +21,7 @@ from soft_mpcritic.envs import Task
 from soft_mpcritic.goal import GoalErrors, LearnedGoal
 from soft_mpcritic.math import polyak
 from soft_mpcritic.networks import MLP
+from soft_mpcritic.parts import NOTHING_OWN, Parts
 from soft_mpcritic.planner import Models, Planner
 from soft_mpcritic.planning import fit_horizon, shift
 from soft_mpcritic.replay import Replay
@@ -111,6 +112,7 @@ class Agent:
 
     task: Task
     config: Config
+    parts: Parts = NOTHING_OWN  # prior, sampler and risk measure in the place of the settings' own
 
     # ---------------------------------------------------------------- state
 
@@ -208,7 +210,7 @@ class Agent:
             models = dataclasses.replace(
                 models,
                 obs_scale=models.obs_scale.update(transition.obs),
-                change_scale=models.change_scale.update(transition.next_obs - transition.obs),
+                change_scale=models.change_scale.update(self._surprise(transition)),
             )
         if models.goal is not None:
             models = dataclasses.replace(models, goal=models.goal.observe(transition.reward))
@@ -331,7 +333,7 @@ class Agent:
         """One step of every member on its own part of the batch, or on all of it."""
         config, models = self.config.dynamics, state.models
         inputs = jnp.concatenate([self.planner.features(models, batch.obs), batch.action], axis=-1)
-        targets = models.change_scale.normalize(batch.next_obs - batch.obs)
+        targets = models.change_scale.normalize(self._surprise(batch))
 
         def per_member(flat: Float[Array, "R X"]) -> Float[Array, "N J X"]:
             grouped = flat.reshape(self._batches, config.batch_size, -1)
@@ -349,6 +351,10 @@ class Agent:
         )
         models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
         return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses, sound
+
+    def _surprise(self, batch: Transition) -> Float[Array, "R S"]:
+        """What the ensemble is to learn of steps: how far they led from where they were known to lead."""
+        return batch.next_obs - self.planner.expected(batch.obs, batch.action)
 
     def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors, Bool[Array, ""]]:
         """One step of a learned goal on the whole batch."""
@@ -372,7 +378,7 @@ class Agent:
 
     @cached_property
     def planner(self) -> Planner:
-        return Planner(self.task, self.config)
+        return Planner(self.task, self.config, self.parts)
 
     @property
     def _batches(self) -> int:

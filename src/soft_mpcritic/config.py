@@ -54,7 +54,7 @@ class ObjectiveConfig:
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
     terminal_value: bool = True  # does Q stand for everything after the horizon?
-    goal: Literal["known", "learned"] = "known"  # reward and termination: as the task tells them, or from experience
+    goal: Literal["known", "learned"] = "known"  # reward and termination: known where the task tells, or all learned
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -182,6 +182,18 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class PartsConfig:
+    """Parts of one's own, each as `module:name`; without a name, the task's or the settings' own are meant."""
+
+    reward: str = ""  # (obs, action, next_obs) -> one number a row; in the environment's place
+    termination: str = ""  # the same, in [0, 1]; beside the environment's own
+    nominal: str = ""  # (obs, action) -> next_obs: physics as far as they are known
+    prior: str = ""
+    sampler: str = ""
+    risk: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -191,6 +203,7 @@ class Config:
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
 
     def __post_init__(self) -> None:
         undiscounted = self.objective.discount == 1 and self.critic.unit == "return"

@@ -14,7 +14,9 @@ from soft_mpcritic.types import Episode
 class Console:
     """A progress bar with steps, return, speed and time left; plain lines where there is no terminal."""
 
-    def __init__(self, run: RunDescription, folder: RunFolder, num_seeds: int = 1) -> None:
+    def __init__(self, run: RunDescription, folder: RunFolder, num_seeds: int = 1, note: str = "") -> None:
+        """A `note` is said first."""
+        self._note = note
         self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._run, self._folder = run, folder
         last = run.seed + num_seeds - 1
@@ -35,6 +37,8 @@ class Console:
         run = self._run
         how = f"preset {run.preset}" if run.algorithm == OURS else f"baseline {run.algorithm}"
         self._console.print(f"training {run.env_id}, {how}, {self._seeds}, into {self._folder.path}")
+        if self._note:
+            self._console.print(self._note)
         self._progress.start()
         return self
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from soft_mpcritic.config import Config, PlannerConfig
+from soft_mpcritic.config import Config, ObjectiveConfig, PlannerConfig
 from soft_mpcritic.critic import SoftQ
 from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, Normalizer
 from soft_mpcritic.envs import Task
 from soft_mpcritic.goal import LearnedGoal
 from soft_mpcritic.networks import MLP
+from soft_mpcritic.parts import NOTHING_OWN, Parts
 from soft_mpcritic.planning import (
     MPPI,
     SAMPLERS,
@@ -23,6 +24,7 @@ from soft_mpcritic.planning import (
     GaussianPrior,
     Scenarios,
     UniformPrior,
+    from_box,
     mean_return,
     shift,
     worst_return,
@@ -56,6 +58,7 @@ class Planner:
 
     task: Task
     config: Config
+    parts: Parts = NOTHING_OWN
 
     def init_models(self, key: PRNGKeyArray) -> Models:
         """Fresh networks and statistics that have seen nothing."""
@@ -73,7 +76,7 @@ class Planner:
         )
 
     def _init_goal(self, key: PRNGKeyArray) -> LearnedGoal | None:
-        if self.config.objective.goal == "known":
+        if self.config.objective.goal == "known" and not self.task.unknowns:
             return None
         return LearnedGoal.init(key, 2 * len(self._visible) + self.task.action_size, self.config.dynamics)
 
@@ -121,7 +124,7 @@ class Planner:
         self, config: PlannerConfig, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]
     ) -> ReturnsFn:
         """What action sequences from `obs` are worth to the models and `critic`; `key` draws the members."""
-        scenarios = self._scenarios(config)
+        scenarios = make_scenarios(self.config.objective, config, self.parts)
 
         def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
             return critic.least(self.features(models, obs), jnp.clip(action, -1, 1))
@@ -142,7 +145,7 @@ class Planner:
         """What one member makes of a step, with reward and termination of `judge`; actions are clipped here."""
         action = jnp.clip(action, -1, 1)
         inputs = jnp.concatenate([self.features(models, obs), action], axis=-1)
-        next_obs = obs + models.change_scale.denormalize(member(inputs))
+        next_obs = self.expected(obs, action) + models.change_scale.denormalize(member(inputs))
         reward, termination = self.judge(models, obs, action, next_obs)
         continuation = 1 - termination if self.config.objective.terminations else jnp.ones_like(reward)
         return StepOutcome(next_obs, reward, continuation)
@@ -151,10 +154,23 @@ class Planner:
         self, models: Models, obs: Float[Array, "R S"], action: Float[Array, "R A"], next_obs: Float[Array, "R S"]
     ) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
         """Reward and probability of termination of a step, as the task knows them or as they were learned."""
-        if models.goal is not None:
-            return models.goal(self.features(models, obs), action, self.features(models, next_obs))
         known, env_action = self.task.spec, self.to_env(action)
-        return known.reward(obs, env_action, next_obs), known.termination(obs, env_action, next_obs)
+        if models.goal is None:
+            return known.reward(obs, env_action, next_obs), known.termination(obs, env_action, next_obs)
+        reward, termination = models.goal(self.features(models, obs), action, self.features(models, next_obs))
+        if self.config.objective.goal == "known" and "reward" not in self.task.unknowns:
+            reward = known.reward(obs, env_action, next_obs)
+        if self.config.objective.goal == "known" and "termination" not in self.task.unknowns:
+            termination = known.termination(obs, env_action, next_obs)
+        return reward, termination
+
+    def expected(self, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, "R S"]:
+        """Where a step leads as far as is known without learning; nothing known means: nowhere else.
+
+        What the ensemble learns is the rest. The action is in the library's box.
+        """
+        nominal = self.task.spec.nominal
+        return obs if nominal is None else nominal(obs, self.to_env(action))
 
     def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
         """What the networks see of an observation: scaled, and without the task's positions unless asked for."""
@@ -162,36 +178,40 @@ class Planner:
 
     def to_env(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
         """From the library's box [-1, 1] to the task's own."""
-        low, high = jnp.array(self.task.action_low), jnp.array(self.task.action_high)
-        return low[None, :] + 0.5 * (action + 1) * (high - low)[None, :]
-
-    def _scenarios(self, config: PlannerConfig) -> Scenarios:
-        objective = self.config.objective
-        risks: dict[str, RiskMeasure] = {
-            "mean": mean_return,
-            "entropic": EntropicReturn(objective.risk_parameter),
-            "cvar": CVaRReturn(objective.risk_parameter),
-            "worst": worst_return,
-        }
-        return Scenarios(config.scenarios, objective.discount, risks[objective.risk])
+        return from_box(action, self.task.action_low, self.task.action_high)
 
     def mppi(self, config: PlannerConfig) -> MPPI:
         """The planner that `config` asks for, under this configuration's objective."""
-        objective = self.config.objective
-        prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
-        return MPPI(
-            prior=prior(objective.variance),
-            sampler=SAMPLERS[config.sampler],
-            num_samples=config.num_samples,
-            temperature=objective.temperature,
-            ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
-            iterations=config.iterations,
-            keep_nominal=config.keep_nominal,
-            widths=config.widths,
-            guided=config.guided,
-        )
+        return make_mppi(self.config.objective, config, self.parts)
 
     @cached_property
     def _visible(self) -> tuple[int, ...]:
         hidden = () if self.config.training.observe_position else self.task.spec.positions
         return tuple(i for i in range(self.task.obs_size) if i not in hidden)
+
+
+def make_scenarios(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = NOTHING_OWN) -> Scenarios:
+    """How a planner's sampled sequences meet the members, and how an objective joins what these say."""
+    risks: dict[str, RiskMeasure] = {
+        "mean": mean_return,
+        "entropic": EntropicReturn(objective.risk_parameter),
+        "cvar": CVaRReturn(objective.risk_parameter),
+        "worst": worst_return,
+    }
+    return Scenarios(config.scenarios, objective.discount, parts.risk or risks[objective.risk])
+
+
+def make_mppi(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = NOTHING_OWN) -> MPPI:
+    """MPPI as `config` has it, under an objective."""
+    prior = {"gaussian": GaussianPrior, "uniform": UniformPrior}[objective.prior]
+    return MPPI(
+        prior=parts.prior or prior(objective.variance),
+        sampler=parts.sampler or SAMPLERS[config.sampler],
+        num_samples=config.num_samples,
+        temperature=objective.temperature,
+        ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
+        iterations=config.iterations,
+        keep_nominal=config.keep_nominal,
+        widths=config.widths,
+        guided=config.guided,
+    )

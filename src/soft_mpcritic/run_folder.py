@@ -15,6 +15,7 @@ import filelock
 
 from soft_mpcritic.config import LONGEST, Config, ConfigError, check, from_dict, to_dict
 from soft_mpcritic.files import why, write_json
+from soft_mpcritic.parts import NOTHING_OWN, Parts
 from soft_mpcritic.provenance import provenance
 
 LOCK = ".lock"
@@ -57,6 +58,7 @@ class RunSettings:
     seed: int
     total_steps: int
     config: Config
+    parts: Parts = NOTHING_OWN  # handed over in Python; others are imported by their names in `config`
 
     @property
     def description(self) -> RunDescription:

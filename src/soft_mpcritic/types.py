@@ -101,6 +101,13 @@ class StepFn(Protocol):
 
 
 @runtime_checkable
+class Dynamics(Protocol):
+    """Where a step leads, as far as is known: equations, in the task's own units of observation and action."""
+
+    def __call__(self, obs: Float[Array, "R S"], action: Float[Array, "R A"], /) -> Float[Array, "R S"]: ...
+
+
+@runtime_checkable
 class TerminalValue(Protocol):
     """Q(s_H, a_H): what everything after the horizon is worth, in reward units."""
 

@@ -1,6 +1,5 @@
 """Commands that train: ours, and baselines to compare with."""
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +17,11 @@ from soft_mpcritic.baselines import (
 from soft_mpcritic.cli.checks import check_seed
 from soft_mpcritic.config import Config, TrainingConfig, check, override
 from soft_mpcritic.console import Console
-from soft_mpcritic.device_training import prepare_seeds, seed_folders, train_on_device
+from soft_mpcritic.device_training import seed_folders
 from soft_mpcritic.envs import make_task
+from soft_mpcritic.parts import NOTHING_OWN
+from soft_mpcritic.run import execute, new_run_dir
 from soft_mpcritic.run_folder import RunFolder, RunSettings
-from soft_mpcritic.training import prepare_run, train
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class TrainArgs:
     """Train a controller on a task, into a run folder."""
 
     env_id: tyro.conf.Positional[str] = "InvertedDoublePendulum-v5"
-    """Id of the task: Gymnasium's, any with Box spaces if the goal is learned, or CartPoleSwingUp on the device."""
+    """Gymnasium's id, of any task with Box spaces; module:id or module:name of a class; dm_control/DOMAIN-TASK; or
+    CartPoleSwingUp on the device. Reward and termination that are not known here are learned."""
     preset: str = "default"
     """Settings to start from: default, locomotion, paper or paper-uniform. Each one below can be changed on top."""
     seed: int = 0
@@ -53,25 +54,15 @@ class TrainArgs:
     def run(self) -> None:
         """Trains, with live progress, and says where the results are."""
         config = self._laid_over()
-        task = make_task(self.env_id, config.training.backend, config.objective.goal)
+        task = make_task(self.env_id, config.training.backend, NOTHING_OWN.filled(config.parts))
         total = task.spec.total_steps if self.total_steps is None else self.total_steps
         check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
         check(self.num_seeds >= 1, "num_seeds", "be >= 1", self.num_seeds, "1 is a single run")
         check_seed(self.seed + self.num_seeds - 1 if self.seed >= 0 else self.seed)
         check(not self.resume or self.run_dir is not None, "resume", "come with --run-dir", "none", "name the folder")
-        folder = RunFolder(self.run_dir or _new_run_dir(self.env_id, self.preset, self.seed))
+        folder = RunFolder(self.run_dir or new_run_dir(self.env_id, self.preset, self.seed))
         asked = RunSettings(self.env_id, self.preset, self.seed, total, config)
-        if config.training.backend == "device":
-            runs = prepare_seeds(folder, asked, self.num_seeds, self.resume)
-            with Console(asked.description, folder, self.num_seeds) as console:
-                summary, *_ = train_on_device(folder, runs, console)
-        else:
-            several = "--backend device trains several at once"
-            check(self.num_seeds == 1, "num_seeds", "be 1 on the host", self.num_seeds, several)
-            settings = prepare_run(folder, asked, self.resume)
-            with Console(settings.description, folder) as console:
-                summary = train(folder, settings, console)
-        console.report(summary)
+        execute(folder, asked, self.resume, self.num_seeds, task.note)
 
     def _laid_over(self) -> Config:
         """The settings with the short options laid over them."""
@@ -105,15 +96,10 @@ class BaselineArgs:
         total = task.spec.total_steps if self.total_steps is None else self.total_steps
         check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
         baseline = Baseline(self.algorithm, self.env_id, self.seed, total, self.learning_starts, training)
-        folder = RunFolder(self.run_dir or _new_run_dir(self.env_id, self.algorithm, self.seed))
+        folder = RunFolder(self.run_dir or new_run_dir(self.env_id, self.algorithm, self.seed))
         check(not seed_folders(folder), "run_dir", "be a new folder", folder.path, "baselines cannot be resumed")
         learner = SbxLearner(baseline, task)
         folder.create(baseline.description, BASELINE_PACKAGES)
         with Console(baseline.description, folder) as console:
             summary = train_baseline(folder, baseline, task, learner, console)
         console.report(summary)
-
-
-def _new_run_dir(env_id: str, preset_name: str, seed: int) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{env_id.replace('/', '-').replace(':', '-')}-{preset_name}-seed{seed}-{stamp}"

@@ -1,6 +1,6 @@
 """The edge to Gymnasium: tasks with their known rewards, vectors of environments, and their versions on the device."""
 
-from soft_mpcritic.envs.device import DEVICE_TASKS, DeviceEnv, DeviceVector, VectorState, make_device_env
+from soft_mpcritic.envs.device import DEVICE_TASKS, DeviceEnv, DeviceVector, MjxDynamics, VectorState, make_device_env
 from soft_mpcritic.envs.guard import EnvironmentFaultError
 from soft_mpcritic.envs.registry import TASKS, Task, make_task
 from soft_mpcritic.envs.vector import EnvVector, Vector, make_vector
@@ -12,6 +12,7 @@ __all__ = [
     "DeviceVector",
     "EnvVector",
     "EnvironmentFaultError",
+    "MjxDynamics",
     "Task",
     "Vector",
     "VectorState",

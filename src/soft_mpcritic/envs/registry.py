@@ -1,31 +1,39 @@
-"""From an environment's id to everything that the agent must know of it, with clear refusals."""
+"""From an environment's name to everything that the agent must know of it, with clear refusals."""
 
 import difflib
 import warnings
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium.spaces import Box, Space
+from gymnasium.spaces import Box
 
 from soft_mpcritic.config import ConfigError
+from soft_mpcritic.envs.adapt import Judged, adapt, check_action, check_observation
 from soft_mpcritic.envs.device import DEVICE_TASKS, OWN_TASKS
-from soft_mpcritic.envs.tasks import TASKS, TaskSpec, unknown
-
-EPISODE_STEPS = 1000  # time limit of an environment that comes without: an evaluation must end
+from soft_mpcritic.envs.dm_control import PREFIX, DmControl
+from soft_mpcritic.envs.tasks import TASKS, Either, TaskSpec, unknown
+from soft_mpcritic.parts import NOTHING_OWN, Parts, check_traceable, import_named
+from soft_mpcritic.types import Reward, Termination
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as the agent sees it: sizes, the box of its actions and what is known of it beside."""
+    """A task as the agent sees it: sizes, the box of its actions and what is known of it beside.
+
+    `reward` and `termination` are a user's own, which the environments are to follow as well.
+    """
 
     env_id: str
     obs_size: int
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     spec: TaskSpec
+    source: Callable[..., gym.Env] | None = None  # None: `gymnasium.make` of the id
+    reward: Reward | None = None
+    termination: Termination | None = None
 
     @property
     def action_size(self) -> int:
@@ -35,32 +43,54 @@ class Task:
     def has_gymnasium(self) -> bool:
         return self.env_id not in OWN_TASKS
 
+    @property
+    def judged(self) -> bool:
+        """Do environments follow a goal of the user's own?"""
+        return self.reward is not None or self.termination is not None
+
+    @property
+    def unknowns(self) -> tuple[str, ...]:
+        """What must be learned of the goal."""
+        goal = {"reward": self.spec.reward, "termination": self.spec.termination}
+        return tuple(name for name, told in goal.items() if told is unknown)
+
+    @property
+    def note(self) -> str:
+        """One line for users on what is unknown; empty where all is known."""
+        if not self.unknowns:
+            return ""
+        return f"{' and '.join(self.unknowns)} of {self.env_id} are not known here: learned from experience"
+
     def make_env(self, **options: Any) -> gym.Env:
-        """A new environment of this task; `options` go to `gymnasium.make`."""
-        return gym.make(self.env_id, disable_env_checker=True, **{**self.spec.env_options, **options})
+        """A new environment of this task, with vectors for observations and actions; `options` as of `gymnasium.make`.
+
+        With a source of its own, these are the arguments of that.
+        """
+        env = adapt(_make(self.source or _registered(self.env_id), {**self.spec.env_options, **options}))
+        return Judged(env, self.reward, self.termination) if self.judged else env
 
 
-def make_task(env_id: str, backend: str = "host", goal: str = "known") -> Task:
+def make_task(env_id: str, backend: str = "host", parts: Parts = NOTHING_OWN) -> Task:
     """Looks the task up and checks its spaces; raises `ConfigError` in one line for whatever does not fit.
 
-    With the `goal` "learned", any environment of Gymnasium will do.
+    `env_id` is an id of Gymnasium; `module:id`, where the module registers it; `module:name` of a class or function
+    that makes an environment; or `dm_control/DOMAIN-TASK`. With `parts.env`, it is a name and no more.
     """
+    own = [name for name in ("env", "reward", "termination", "nominal") if getattr(parts, name) is not None]
+    if own and (backend == "device" or env_id in OWN_TASKS):
+        raise ConfigError(f"parts of one's own ({', '.join(own)}) need environments on the host: use --backend host.")
     if env_id in OWN_TASKS:
         return _own_task(env_id, backend)
-    _check_registered(env_id)
+    source = parts.env or _source(env_id)
     if backend == "device" and env_id not in DEVICE_TASKS:
         raise ConfigError(
             f"environment {env_id!r} has no device version: use one of {', '.join(DEVICE_TASKS)}, or --backend host."
         )
-    spec = TASKS[env_id] if env_id in TASKS else _unknown_spec(env_id)
-    obs_space, action_space = _checked_spaces(env_id, spec)
-    if env_id not in TASKS and goal == "known":
-        raise ConfigError(
-            f"environment {env_id!r} has no known reward and termination here: add --objective.goal learned, add a "
-            f"TaskSpec, or use one of {', '.join(TASKS)}."
-        )
-    low, high = action_space.low.astype(float), action_space.high.astype(float)
-    return Task(env_id, obs_space.shape[0], tuple(low.tolist()), tuple(high.tolist()), spec)
+    spec = TASKS.get(env_id, TaskSpec(unknown, unknown))
+    obs_size, action_space = _checked_spaces(env_id, source or _registered(env_id), spec)
+    low, high = (tuple(bound.astype(float).tolist()) for bound in (action_space.low, action_space.high))
+    task = Task(env_id, obs_size, low, high, spec, source)
+    return _with_parts(task, parts)
 
 
 def _own_task(env_id: str, backend: str) -> Task:
@@ -70,69 +100,70 @@ def _own_task(env_id: str, backend: str) -> Task:
     return Task(env_id, own.obs_size, (-1.0,) * own.action_size, (1.0,) * own.action_size, own.spec)
 
 
-def _unknown_spec(env_id: str) -> TaskSpec:
-    endless = gym.registry[_name(env_id)].max_episode_steps is None
-    return TaskSpec(unknown, unknown, {"max_episode_steps": EPISODE_STEPS} if endless else {})
+def _with_parts(task: Task, parts: Parts) -> Task:
+    """The task with a user's reward and physics in the place of its own, and one more way to end."""
+    steps = (task.obs_size, task.action_size, task.obs_size)
+    spec = task.spec
+    if parts.reward is not None:
+        check_traceable("reward", parts.reward, steps)
+        spec = replace(spec, reward=parts.reward)
+    if parts.termination is not None:
+        check_traceable("termination", parts.termination, steps)
+        known = spec.termination is not unknown
+        spec = replace(spec, termination=Either(spec.termination, parts.termination) if known else parts.termination)
+    if parts.nominal is not None:
+        check_traceable("nominal model", parts.nominal, steps[:2], task.obs_size)
+        spec = replace(spec, nominal=parts.nominal)
+    return replace(task, spec=spec, reward=parts.reward, termination=parts.termination)
 
 
-def _check_registered(env_id: str) -> None:
-    """Of Gymnasium's "module:id", the module is imported first: it registers the id."""
-    module, name = env_id.rpartition(":")[0], _name(env_id)
+# ------------------------------------------------------------- where environments come from
+
+
+def _source(env_id: str) -> Callable[..., gym.Env] | None:
+    """What makes the environment, None for an id that Gymnasium knows; raises `ConfigError` for a name of nothing."""
+    if env_id.startswith(PREFIX):
+        return partial(DmControl, env_id.removeprefix(PREFIX))
+    module, _, name = env_id.rpartition(":")
+    loaded = import_named(module, repr(env_id)) if module else None
+    if name in gym.registry:
+        return None
+    if loaded is not None and callable(getattr(loaded, name, None)):
+        return getattr(loaded, name)
+    if loaded is not None:
+        raise ConfigError(
+            f"environment {env_id!r} is not registered with Gymnasium, and module {module!r} has no class or function "
+            f"{name!r} either: check the name."
+        )
+    near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "gymnasium.registry lists what is installed."
+    raise ConfigError(f"environment {env_id!r} is not registered with Gymnasium: {hint}")
+
+
+def _registered(env_id: str) -> Callable[..., gym.Env]:
+    return partial(gym.make, env_id, disable_env_checker=True)
+
+
+def _make(source: Callable[..., Any], options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Gymnasium deprecates old versions at length
+        return source(**options)
+
+
+def _checked_spaces(env_id: str, source: Callable[..., gym.Env], spec: TaskSpec) -> tuple[int, Box]:
+    """Size of observations and the space of actions, as vectors."""
     try:
-        if module:
-            import_module(module)
-    except Exception as error:  # whatever a foreign module raises
-        told = " ".join(str(error).split())
-        raise ConfigError(f"module {module!r} of {env_id!r} cannot be imported: {told}; check PYTHONPATH.") from error
-    if name not in gym.registry:
-        near = difflib.get_close_matches(name, list(gym.registry), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "gymnasium.registry lists what is installed."
-        raise ConfigError(f"environment {env_id!r} is not registered with Gymnasium: {hint}")
-
-
-def _name(env_id: str) -> str:
-    return env_id.rpartition(":")[2]
-
-
-def _checked_spaces(env_id: str, spec: TaskSpec) -> tuple[Box, Box]:
-    """Spaces of observations and actions."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Gymnasium deprecates old versions at length
-            env = gym.make(env_id, disable_env_checker=True, **spec.env_options)
+        env = _make(source, spec.env_options)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever the constructor of a foreign environment raises
         raise ConfigError(f"environment {env_id!r} cannot be made: {' '.join(str(error).split())}") from error
+    if not isinstance(env, gym.Env):
+        raise ConfigError(f"{env_id!r} must make a gymnasium.Env, got {type(env).__name__}: return an environment.")
     try:
-        action_space = _checked_action(env_id, env.action_space)
-        return _checked_observation(env_id, env.observation_space), action_space
+        check_action(env_id, env.action_space)
+        check_observation(env_id, env.observation_space)
+        adapted: Any = adapt(env)
+        return adapted.observation_space.shape[0], adapted.action_space
     finally:
         env.close()
-
-
-def _checked_action(env_id: str, space: Space) -> Box:
-    if not isinstance(space, Box):
-        raise ConfigError(
-            f"action space of {env_id!r} must be a Box, got {space}: sampled action sequences need real numbers; "
-            "discrete actions suit DQN or PPO."
-        )
-    if len(space.shape) != 1:
-        raise ConfigError(f"action space of {env_id!r} must be a vector, got shape {space.shape}: flatten it first.")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ConfigError(
-            f"action space of {env_id!r} must have finite bounds, got {space}: wrap it in gymnasium's RescaleAction."
-        )
-    return space
-
-
-def _checked_observation(env_id: str, space: Space) -> Box:
-    if not isinstance(space, Box) or len(space.shape) != 1:
-        raise ConfigError(
-            f"observation space of {env_id!r} must be a Box vector, got {_brief(space)}: "
-            "wrap it in gymnasium's FlattenObservation."
-        )
-    return space
-
-
-def _brief(space: Space) -> str:
-    text = " ".join(str(space).split())
-    return text if len(text) <= 80 else text[:77] + "..."

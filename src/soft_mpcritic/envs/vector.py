@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
@@ -54,9 +55,11 @@ class Resumable(gym.Wrapper):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        taken = action.copy()
+        answer = self.env.step(action)
         if len(self._actions) <= LONGEST_RELIVED:
-            self._actions.append(action.copy())
-        return self.env.step(action)
+            self._actions.append(taken)  # not one that the environment raised at: it is to be tried again
+        return answer
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-ready: where the episode started and the actions since; empty of one that is too long."""
@@ -99,7 +102,12 @@ class EnvVector:
         def maker(index: int):
             return lambda: Guarded(lambda: Resumable(task.make_env(**options), index), index, timeout)
 
-        vector = SyncVectorEnv if vectorization == "sync" else AsyncVectorEnv
+        # A goal of one's own is JAX's, which does not survive in a forked process.
+        vector = (
+            SyncVectorEnv
+            if vectorization == "sync"
+            else partial(AsyncVectorEnv, context="spawn" if task.judged else None)
+        )
         self._envs = vector([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = self._envs.single_action_space.dtype
         self._forgiving, self._timeout = forgiving, timeout

@@ -4,6 +4,7 @@ The planner knows neither networks nor environments. It is handed a `returns_fn`
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,6 +136,12 @@ def fit_horizon(plan: Float[Array, "B T A"], slots: int) -> Float[Array, "B U A"
     """The plan cut, or filled up with zeros, to another number of action slots."""
     missing = max(slots - plan.shape[1], 0)
     return jnp.pad(plan, ((0, 0), (0, missing), (0, 0)))[:, :slots]
+
+
+def from_box(action: Float[Array, "R A"], low: Sequence[float], high: Sequence[float]) -> Float[Array, "R A"]:
+    """From the planner's box [-1, 1]^A to the plant's own."""
+    lower, upper = jnp.array(low)[None, :], jnp.array(high)[None, :]
+    return lower + 0.5 * (action + 1) * (upper - lower)
 
 
 def _stats(weighed: Weighed, actions: Float[Array, "K B T A"]) -> PlanStats:

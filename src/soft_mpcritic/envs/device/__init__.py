@@ -2,12 +2,21 @@
 
 from dataclasses import dataclass
 
-from soft_mpcritic.envs.device.mjx import MJX_TASKS, MjxEnv
+from soft_mpcritic.envs.device.mjx import MJX_TASKS, MjxDynamics, MjxEnv
 from soft_mpcritic.envs.device.pendulums import SWING_UP, CartPoleSwingUp, Pendulum
 from soft_mpcritic.envs.device.vector import DeviceEnv, DeviceVector, HostedVector, VectorState
 from soft_mpcritic.envs.tasks import TASKS, TaskSpec
 
-__all__ = ["DEVICE_TASKS", "OWN_TASKS", "DeviceEnv", "DeviceVector", "HostedVector", "VectorState", "make_device_env"]
+__all__ = [
+    "DEVICE_TASKS",
+    "OWN_TASKS",
+    "DeviceEnv",
+    "DeviceVector",
+    "HostedVector",
+    "MjxDynamics",
+    "VectorState",
+    "make_device_env",
+]
 
 
 @dataclass(frozen=True)

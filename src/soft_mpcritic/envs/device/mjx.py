@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import mujoco
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from soft_mpcritic.config import ConfigError
+from soft_mpcritic.config import ConfigError, check
 from soft_mpcritic.envs.device.vector import Outcome
 from soft_mpcritic.envs.tasks import TaskSpec
 
@@ -157,6 +157,42 @@ class MjxEnv:
     def _data(self, state: BodyState, action: Float[Array, " A"]) -> Any:
         rest: Any = self._rest
         return rest.replace(qpos=state.position, qvel=state.speed, qacc_warmstart=state.acceleration, ctrl=action)
+
+
+class MjxDynamics:
+    """Any MuJoCo model as the dynamics of a known one: observations are positions and speeds, [R, Q + V].
+
+    A step holds an action for `frame_skip` steps of the simulator. `parameters`, as a third argument, replace fields of
+    the model, {"body_mass": [bodies]}, say: with a leading axis N each, they make an ensemble. Raises `ConfigError`
+    without the extra `device`, and for a model whose actuators have no limits.
+    """
+
+    def __init__(self, model: Any, frame_skip: int = 1) -> None:
+        """`model` is a `mujoco.MjModel`."""
+        self._mjx = _import_mjx()
+        check(frame_skip >= 1, "frame_skip", "be >= 1", frame_skip, "1 is the simulator's own step")
+        limited = bool(model.nu) and bool(model.actuator_ctrllimited.all())
+        check(
+            limited, "actuators", "have limits, all of them", model.actuator_ctrllimited, "set ctrlrange in the model"
+        )
+        with _free_promotion():
+            self._model, self._rest = self._mjx.put_model(model), self._mjx.make_data(model)
+        self._positions, self._frame_skip = model.nq, frame_skip
+        self.obs_size = int(model.nq + model.nv)
+        self.action_low, self.action_high = (tuple(map(float, bound)) for bound in model.actuator_ctrlrange.T)
+
+    def __call__(self, obs: Float[Array, "R S"], action: Float[Array, "R A"], parameters: Any = None) -> Array:
+        """Positions and speeds after the step, [R, S]."""
+        model: Any = self._model if parameters is None else self._model.replace(**parameters)
+
+        def one(obs: Float[Array, " S"], action: Float[Array, " A"]) -> Float[Array, " S"]:
+            position, speed = obs[: self._positions], obs[self._positions :]
+            data = self._rest.replace(qpos=position, qvel=speed, ctrl=action)
+            data = jax.lax.fori_loop(0, self._frame_skip, lambda _, d: self._mjx.step(model, d), data)
+            return jnp.concatenate([data.qpos, data.qvel])
+
+        with _free_promotion():
+            return jax.vmap(one)(obs, action)
 
 
 def _import_mjx() -> Any:

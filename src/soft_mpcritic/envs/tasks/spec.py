@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from soft_mpcritic.config import ConfigError
-from soft_mpcritic.types import Reward, Termination
+from soft_mpcritic.types import Dynamics, Reward, Termination
 
 Obs = Float[Array, "R S"]
 Action = Float[Array, "R A"]  # in the task's units
@@ -24,6 +24,7 @@ class TaskSpec:
     env_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # for gymnasium.make
     positions: tuple[int, ...] = ()  # components that only the reward needs: absolute positions along a track
     total_steps: int = 100_000  # a training budget that suffices
+    nominal: Dynamics | None = None  # physics as far as they are known
 
 
 def never(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
@@ -32,8 +33,19 @@ def never(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
 
 
 def unknown(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
-    """Stands for what nobody told; only a learned goal does without."""
-    raise ConfigError('objective.goal must be "learned" where reward and termination are not known, got "known".')
+    """Stands for what nobody told: it is learned, and this never asked."""
+    raise ConfigError("reward and termination are not known here, and learned instead: ask what was learned.")
+
+
+@dataclass(frozen=True)
+class Either:
+    """One way to end or the other; of probabilities, the larger."""
+
+    one: Termination
+    other: Termination
+
+    def __call__(self, obs: Obs, action: Action, next_obs: Obs) -> PerRow:
+        return jnp.maximum(self.one(obs, action, next_obs), self.other(obs, action, next_obs))
 
 
 def squares(rows: Float[Array, "R _"]) -> PerRow:
