@@ -216,25 +216,26 @@ def test_the_mean_of_the_plan_or_one_of_its_samples_is_played(explore):
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_the_critic_alone_acts_on_its_share_of_steps(share):
+def test_the_target_planner_acts_on_its_share_of_steps(share):
     envs = 400
-    agent, state = make(training__num_envs=envs, training__critic_steps=share, planner__keep_nominal=False)
+    agent, state = make(training__num_envs=envs, training__target_steps=share, target_planner__keep_nominal=False)
     state, _ = agent.begin(state, jnp.linspace(-1, 1, envs)[:, None])
     state, _ = jax.jit(agent.act, static_argnums=1)(state, "mean")
-    by_critic = np.mean(np.asarray(state.pending.action != state.pending.plan[:, 0]))
-    assert abs(by_critic - share) <= 4 * np.sqrt(share * (1 - share) / envs)
+    by_targets = np.mean(np.asarray(state.pending.action != state.pending.plan[:, 0]))
+    assert abs(by_targets - share) <= 4 * np.sqrt(share * (1 - share) / envs)
 
 
-def test_a_solve_on_the_critic_asks_no_model():
-    agent, state = make()
-    obs, start = jnp.array([[0.4]]), jnp.zeros((1, agent.config.planner.horizon + 1, 1))
-    other = dataclasses.replace(state.models, dynamics=jax.tree.map(jnp.zeros_like, state.models.dynamics))
-    on_critic, on_both = jax.jit(agent.planner.plan_on_critic), jax.jit(agent.planner.plan)
-    alone = [on_critic(models, jax.random.key(1), obs, start) for models in (state.models, other)]
-    assert alone[0].plan.shape == (1, 1, 1)
-    np.testing.assert_array_equal(alone[0].plan, alone[1].plan)
-    planned = [on_both(models, jax.random.key(1), obs, start) for models in (state.models, other)]
-    assert np.any(planned[0].plan != planned[1].plan)
+def test_planning_as_targets_is_the_target_solve_with_the_critic_as_it_is_now():
+    agent, state = make(target_planner__horizon=2)
+    obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)
+    now = dataclasses.replace(state.models, critic=jax.tree.map(lambda leaf: 2 * leaf, state.models.critic))
+    slow = dataclasses.replace(now, target_critic=now.critic)
+    as_targets, value = jax.jit(agent.planner.plan_as_targets), jax.jit(agent.planner.value)
+    expected = value(slow, jax.random.key(1), obs, start[:, :3])
+    found = as_targets(now, jax.random.key(1), obs, start)
+    assert found.plan.shape == (1, 3, 1)
+    np.testing.assert_array_equal(found.plan, expected.plan)
+    assert np.any(found.plan != value(now, jax.random.key(1), obs, start[:, :3]).plan)
 
 
 def test_hidden_positions_reach_the_reward_but_no_network():

@@ -224,16 +224,17 @@ class Agent:
     def act(self, state: AgentState, explore: Explore) -> tuple[AgentState, PlanResult]:
         """Chooses the pending actions by planning: the plan's mean, or a sample of the soft policy.
 
-        On a share of steps, `training.critic_steps`, the critic alone chooses. Planning only imagines the last action
-        of a plan, the one that Q is asked about; tried in the world, its errors come to light.
+        On a share of steps, `training.target_steps`, the target planner chooses, from where that plan has led. A sharp
+        online search hardly strays from its plan, while targets suppose that the agent does: what they imagine is then
+        tried in the world.
         """
         key, plan_key = jax.random.split(state.key)
         result = self.planner.plan(state.models, plan_key, state.pending.obs, state.pending.plan)
         action = _first_action(result, explore)
-        if self.config.training.critic_steps > 0:
-            critic_key, choice_key = jax.random.split(jax.random.fold_in(plan_key, 2))  # 0 and 1: the plan's own
-            tried = self.planner.plan_on_critic(state.models, critic_key, state.pending.obs, result.plan)
-            chosen = jax.random.bernoulli(choice_key, self.config.training.critic_steps, (action.shape[0], 1))
+        if self.config.training.target_steps > 0:
+            tried_key, choice_key = jax.random.split(jax.random.fold_in(plan_key, 2))  # 0 and 1: the plan's own
+            tried = self.planner.plan_as_targets(state.models, tried_key, state.pending.obs, result.plan)
+            chosen = jax.random.bernoulli(choice_key, self.config.training.target_steps, (action.shape[0], 1))
             action = jnp.where(chosen, _first_action(tried, explore), action)
         pending = dataclasses.replace(state.pending, action=action, plan=result.plan)
         return dataclasses.replace(state, pending=pending, key=key), result

@@ -150,7 +150,7 @@ class TrainingConfig:
     num_envs: int = 1  # E
     vectorization: Literal["sync", "async"] = "sync"
     explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
-    critic_steps: float = 0.0  # share of steps that act on the critic alone, without a horizon
+    target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
     log_every: int = 500
     evaluate_every: int = 2_500
@@ -167,7 +167,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check(self.seed_steps >= 0, "seed_steps", "be >= 0", self.seed_steps, "use 0 to learn from step 1")
-        check(0 <= self.critic_steps <= 1, "critic_steps", "lie in [0, 1]", self.critic_steps, "try 0.5")
+        check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")
         check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")
         for name in ("updates_per_step", "capacity", "num_envs", "log_every", "evaluate_every", "evaluation_episodes"):
             check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")
@@ -236,13 +236,14 @@ def _locomotion() -> Config:
 
     The online search asks all members, as it would find the errors of any single one. Targets draw fresh, wide samples
     only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most.
+    Half of the steps act as the targets suppose, so that the data hold what they imagine.
     """
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False),
         critic=CriticConfig(batch_size=256, target_step=0.005),
-        training=TrainingConfig(seed_steps=1000),
+        training=TrainingConfig(seed_steps=1000, target_steps=0.5),
     )
 
 

@@ -171,7 +171,8 @@ class DeviceRun:
         resumed_at = self._common_step()
 
         config = fitted(settings.config, max(settings.total_steps, resumed_at or 0))
-        agent = Agent(make_task(settings.env_id, "device"), config)
+        parts = settings.parts.filled(config.parts)
+        agent = Agent(make_task(settings.env_id, "device", parts), config, parts)
         envs = DeviceVector(make_device_env(settings.env_id), self._training.num_envs)
         length = min(-(-self._training.log_every // envs.num_envs), LONGEST_CHUNK)
         self._loop = DeviceLoop(agent, envs, length)

@@ -24,6 +24,7 @@ from soft_mpcritic.planning import (
     GaussianPrior,
     Scenarios,
     UniformPrior,
+    fit_horizon,
     from_box,
     mean_return,
     shift,
@@ -86,11 +87,12 @@ class Planner:
         """The online solve at `obs` from `start`, with the critic as it is now."""
         return self._solve(self.config.planner, models, models.critic, key, obs, start)
 
-    def plan_on_critic(
+    def plan_as_targets(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """The online solve without a horizon: what the critic alone would do now."""
-        return self._solve(self.config.planner, models, models.critic, key, obs, start[:, :1])
+        """What the target planner would do at `obs`, with the critic as it is now."""
+        config = self.config.target_planner
+        return self._solve(config, models, models.critic, key, obs, fit_horizon(start, config.horizon + 1))
 
     def control(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]

@@ -56,7 +56,7 @@ WITHIN: dict[str, st.SearchStrategy[Any]] = {  # what a tiny run can afford; the
     "critic.target_every": st.integers(1, 9),
     "training.num_envs": st.integers(1, 5),
     "training.seed_steps": st.integers(0, 60),
-    "training.critic_steps": st.floats(0, 1),
+    "training.target_steps": st.floats(0, 1),
 }
 KNOWN = {f"{section}.{name}": value for section, values in to_dict(BASE).items() for name, value in values.items()}
 CHOICES = {
