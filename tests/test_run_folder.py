@@ -324,3 +324,14 @@ def test_a_folder_is_held_by_one_at_a_time(folder):
     assert text == f"another process trains in {folder.path}: wait for it, or choose another."
     with RunFolder(folder.path).held():
         pass
+
+
+def test_settings_of_earlier_versions_are_read_under_the_names_of_this_one(folder):
+    record = json.loads((folder.path / "config.json").read_text())
+    for planner in ("planner", "target_planner"):
+        del record["settings"][planner]["scenarios"]
+    record["settings"]["objective"]["scenarios"] = "per_sample"
+    record["settings"]["training"]["critic_steps"] = 0.5
+    (folder.path / "config.json").write_text(json.dumps(record))
+    config = folder.read_settings().config
+    assert (config.planner.scenarios, config.target_planner.scenarios) == ("per_sample", "per_sample")

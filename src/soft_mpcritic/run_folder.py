@@ -160,7 +160,7 @@ class RunFolder:
             check(within, "total_steps", f"lie in [1, {LONGEST}]", str(record["total_steps"])[:30], "start another run")
             self._check_module(record["env_id"])
             if record["algorithm"] == OURS:
-                record["settings"] = to_dict(from_dict(record["settings"]))
+                record["settings"] = to_dict(from_dict(_upgraded(record["settings"])))
         except ConfigError as error:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}") from error
         except (KeyError, TypeError) as error:
@@ -196,6 +196,17 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
+
+
+def _upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as earlier versions kept them under the names of this one, so that old curves can still be drawn."""
+    upgraded = {name: dict(section) for name, section in settings.items()}
+    mode = upgraded.get("objective", {}).pop("scenarios", None)
+    for planner in ("planner", "target_planner"):
+        if mode is not None:
+            upgraded.setdefault(planner, {}).setdefault("scenarios", mode)
+    upgraded.get("training", {}).pop("critic_steps", None)  # a share of steps on the critic alone, given up
+    return upgraded
 
 
 def check_resumable(stored: RunSettings, asked: RunSettings, folder: RunFolder) -> None:
