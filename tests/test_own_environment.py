@@ -206,26 +206,6 @@ def test_a_reward_sees_both_observations_of_an_environment_that_has_one_array_fo
     assert env.step(np.zeros(1, np.float32))[1] == 1.0
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # of forks; of workers that end
-@pytest.mark.parametrize(("vectorization", "restored"), [("sync", [[2.0]]), ("async", None)])
-def test_what_an_environment_raises_is_not_hidden_and_leaves_a_snapshot(vectorization, restored):
-    """Before the fatal action; of a process that died with its environment, an empty one."""
-    task = make_task("same", parts=Parts(env=SameArray))
-    envs = EnvVector(task, 1, vectorization)
-    envs.reset(0)
-    with pytest.raises(ValueError, match="motor on fire"):
-        for _ in range(3):
-            envs.step(np.zeros((1, 1), np.float32))
-    snapshot = envs.snapshot()
-    envs.close()
-    if restored is None:
-        assert snapshot == []
-    else:
-        fresh = EnvVector(task, 1)
-        assert fresh.restore(snapshot).tolist() == restored
-        fresh.close()
-
-
 def test_a_time_limit_of_ones_own_may_be_longer_than_ours():
     env = make_task("long", parts=Parts(env=lambda: gym.wrappers.TimeLimit(PointMass(), EPISODE_STEPS + 2))).make_env()
     env.reset(seed=0)
