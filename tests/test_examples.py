@@ -34,7 +34,10 @@ def test_all_examples_are_here_and_short():
     assert all(len(path.read_text().splitlines()) < 60 for path in paths)
 
 
-@pytest.mark.parametrize("name", TINY)
+SLOW = ("half_known_model", "own_reward")  # train as own_environment does
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TINY])
 def test_an_example_runs_and_draws(name, tmp_path):
     picture = tmp_path / f"{name}.png"
     imported(ROOT / "examples" / f"{name}.py").main(**TINY[name], out=picture)

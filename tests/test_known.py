@@ -221,6 +221,7 @@ def test_a_mujoco_model_steps_as_its_simulator_does_whatever_its_masses():
     assert np.abs(lighter - np.asarray(dynamics(*rows)[0])).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_mujoco_model_can_be_planned_with():
     dynamics = MjxDynamics(pole(), frame_skip=2)
 
