@@ -114,7 +114,9 @@ def test_a_record_that_lacks_something_is_refused_by_its_name(folder, missing):
     assert f"config.json is damaged: KeyError('{missing}')" in refused(folder.read_settings)
 
 
-@pytest.mark.parametrize("settings", [None, 3, {"planner": 3}, {"planner": {"horizon": "x"}}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [None, 3, {"planner": 3}, {"planner": "x"}, {"planner": {"horizon": "x"}}], ids=str
+)
 def test_settings_of_a_wrong_kind_are_refused(folder, settings):
     rewrite(folder, settings=settings)
     assert "config.json is damaged: " in refused(folder.read_settings)
@@ -298,8 +300,11 @@ def test_a_module_in_the_folder_is_not_imported(folder, monkeypatch):
     for module in ("crafted", "package", "package.below"):
         rewrite(folder, env_id=f"{module}:Any-v0")
         assert "name a module outside of the run folder" in refused(folder.read_settings)
-    rewrite(folder, env_id="elsewhere:Any-v0")
-    assert folder.read_settings().env_id == "elsewhere:Any-v0"
+
+    record = json.loads((folder.path / "config.json").read_text())
+    record["settings"]["parts"]["reward"] = "crafted:reward"
+    rewrite(folder, env_id="Hopper-v5", settings=record["settings"])
+    assert "parts.reward must name a module outside of the run folder" in refused(folder.read_settings)
 
 
 def test_what_a_run_was_made_with_before_stays_on_record(folder):

@@ -20,9 +20,7 @@ from soft_mpcritic.types import Dynamics, Prior, Reward, RiskMeasure, Sampler, T
 class Parts:
     """Parts of one's own; None where the task's or the settings' are meant."""
 
-    env: Callable[..., Any] | None = (
-        None  # makes a Gymnasium environment: a class, say; takes `render_mode` if it films
-    )
+    env: Callable[..., Any] | None = None  # makes a Gymnasium environment; takes `render_mode` if it films
     reward: Reward | None = None  # in the environment's place
     termination: Termination | None = None  # beside the environment's own
     nominal: Dynamics | None = None  # physics as far as they are known; the rest is learned

@@ -77,7 +77,7 @@ class Planner:
         )
 
     def _init_goal(self, key: PRNGKeyArray) -> LearnedGoal | None:
-        if self.config.objective.goal == "known" and not self.task.unknowns:
+        if not self._learned_goal:
             return None
         return LearnedGoal.init(key, 2 * len(self._visible) + self.task.action_size, self.config.dynamics)
 
@@ -160,9 +160,9 @@ class Planner:
         if models.goal is None:
             return known.reward(obs, env_action, next_obs), known.termination(obs, env_action, next_obs)
         reward, termination = models.goal(self.features(models, obs), action, self.features(models, next_obs))
-        if self.config.objective.goal == "known" and "reward" not in self.task.unknowns:
+        if "reward" not in self._learned_goal:
             reward = known.reward(obs, env_action, next_obs)
-        if self.config.objective.goal == "known" and "termination" not in self.task.unknowns:
+        if "termination" not in self._learned_goal:
             termination = known.termination(obs, env_action, next_obs)
         return reward, termination
 
@@ -185,6 +185,11 @@ class Planner:
     def mppi(self, config: PlannerConfig) -> MPPI:
         """The planner that `config` asks for, under this configuration's objective."""
         return make_mppi(self.config.objective, config, self.parts)
+
+    @property
+    def _learned_goal(self) -> tuple[str, ...]:
+        """What of the goal is learned."""
+        return self.task.unknowns if self.config.objective.goal == "known" else ("reward", "termination")
 
     @cached_property
     def _visible(self) -> tuple[int, ...]:

@@ -158,18 +158,20 @@ class RunFolder:
             check(0 <= record["seed"] < 2**32, "seed", "lie in [0, 2^32)", record["seed"], "start another run")
             within = 1 <= record["total_steps"] <= LONGEST
             check(within, "total_steps", f"lie in [1, {LONGEST}]", str(record["total_steps"])[:30], "start another run")
-            self._check_module(record["env_id"])
+            self._check_module("env_id", record["env_id"])
             if record["algorithm"] == OURS:
                 record["settings"] = to_dict(from_dict(_upgraded(record["settings"])))
+                for role, name in record["settings"]["parts"].items():
+                    self._check_module(f"parts.{role}", name)
         except ConfigError as error:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error}") from error
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{self.path / 'config.json'} is damaged: {error!r}; start another run.") from error
         return RunDescription(**{name: record[name] for name in DESCRIBED})
 
-    def _check_module(self, env_id: str) -> None:
-        """Of "module:id" the module gets imported: it must not come with the folder, which is data."""
-        module = env_id.rpartition(":")[0].partition(".")[0]
+    def _check_module(self, setting: str, name: str) -> None:
+        """Of "module:name" the module gets imported: it must not come with the folder, which is data."""
+        module = name.rpartition(":")[0].partition(".")[0]
         if not module:
             return
         try:
@@ -178,7 +180,7 @@ class RunFolder:
             spec = None
         places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
         inside = any(Path(place).resolve().is_relative_to(self.path.resolve()) for place in places if place)
-        check(not inside, "env_id", "name a module outside of the run folder", repr(env_id), "move it if you trust it")
+        check(not inside, setting, "name a module outside of the run folder", repr(name), "move it if you trust it")
 
     def read_record(self) -> dict[str, Any]:
         """Everything in config.json, unchecked; raises `ConfigError` where it is no JSON object."""
@@ -200,7 +202,9 @@ class RunFolder:
 
 def _upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as earlier versions kept them under the names of this one, so that old curves can still be drawn."""
-    upgraded = {name: dict(section) for name, section in settings.items()}
+    upgraded = {name: dict(section) if isinstance(section, dict) else section for name, section in settings.items()}
+    if not all(isinstance(section, dict) for section in upgraded.values()):
+        return upgraded  # what is wrong with it is told by whoever reads it
     mode = upgraded.get("objective", {}).pop("scenarios", None)
     for planner in ("planner", "target_planner"):
         if mode is not None:

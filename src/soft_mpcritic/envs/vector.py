@@ -103,11 +103,8 @@ class EnvVector:
             return lambda: Guarded(lambda: Resumable(task.make_env(**options), index), index, timeout)
 
         # A goal of one's own is JAX's, which does not survive in a forked process.
-        vector = (
-            SyncVectorEnv
-            if vectorization == "sync"
-            else partial(AsyncVectorEnv, context="spawn" if task.judged else None)
-        )
+        spawning = partial(AsyncVectorEnv, context="spawn" if task.judged else None)
+        vector = SyncVectorEnv if vectorization == "sync" else spawning
         self._envs = vector([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = self._envs.single_action_space.dtype
         self._forgiving, self._timeout = forgiving, timeout
