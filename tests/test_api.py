@@ -97,6 +97,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
     ):
         with pytest.raises(ConfigError, match=told):
             train(Point, **{"run_dir": path, **arguments})
+    for thing in (Point(), None):
+        with pytest.raises(ConfigError, match=r"env must be a name or what makes an environment, got .*its class"):
+            train(thing, run_dir=path)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="resume must come with run_dir"):
         train(Point, resume=True)
     with pytest.raises(ConfigError, match=r"no config.json"):

@@ -108,7 +108,8 @@ def test_a_fault_cuts_the_episode_and_is_named(moody, monkeypatch, answer, words
         for part in experience:
             assert np.isfinite(part).all()
         if step == AT:
-            assert list(envs.faults) == [0] and words in envs.faults[0] and "\n" not in envs.faults[0]
+            assert list(envs.faults) == [0] and words in str(envs.faults[0]) and "\n" not in str(envs.faults[0])
+            assert bool(envs.faults[0].trace) == ("raised" in words)
             assert bool(experience.done[0]) and not experience.terminated[0]
         else:
             assert envs.faults == {}
@@ -163,7 +164,7 @@ def test_an_environment_that_hangs_is_replaced(moody, monkeypatch):
         experience = envs.step(np.zeros((1, 1)))
         assert bool(envs.faults) == (step == AT)
         if envs.faults:
-            assert envs.faults[0] == "environment 0 did not answer within 0.3 s"
+            assert str(envs.faults[0]) == "environment 0 did not answer within 0.3 s"
             assert experience.done[0] and Moody.made == made + 1
     envs.close()
 
@@ -175,7 +176,7 @@ def test_an_environment_that_cannot_be_reset_is_made_anew_and_then_given_up(mood
     monkeypatch.setattr(Moody, "first", staticmethod(lambda env: 1 / 0 if env.episodes > 1 else (GOOD, {})))
     for _ in range(LENGTH):
         envs.step(np.zeros((1, 1)))
-    assert "ZeroDivisionError" in envs.faults[0] and Moody.made == made + 1
+    assert "ZeroDivisionError" in str(envs.faults[0]) and Moody.made == made + 1
     monkeypatch.setattr(Moody, "first", staticmethod(lambda env: (GOOD * np.nan, {})))
     with pytest.raises(EnvironmentFaultError, match="component 0 of the first observation of environment 0 is nan"):
         for _ in range(LENGTH):

@@ -1,5 +1,6 @@
 """Environments of every kind of Box: found by name or handed over, flattened, bounded, judged by one's own goal."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from soft_mpcritic.config import ConfigError
 from soft_mpcritic.envs import TASKS, EnvVector, make_task
 from soft_mpcritic.envs.adapt import EPISODE_STEPS
 from soft_mpcritic.parts import Parts, name_of
+from soft_mpcritic.planning import GaussianPrior
 
 
 class PointMass(gym.Env):
@@ -258,6 +260,33 @@ def test_a_goal_that_does_not_fit_is_refused_by_name(role, function, words):
     text = str(caught.value)
     assert text.startswith(role) and "\n" not in text
     assert all(word in text for word in words), text
+
+
+@dataclass  # not frozen: such objects cannot be hashed
+class Weighted:
+    weight: float
+
+    def __call__(self, obs, action, next_obs):
+        return self.weight * obs[:, 0]
+
+
+def test_a_goal_that_cannot_be_hashed_is_refused_with_a_way_out():
+    goal = Weighted(2.0)
+    with pytest.raises(ConfigError, match=r"Weighted\(weight=2.0\) must be hashable, .*: give a lambda that calls it"):
+        make_task("mine", parts=Parts(env=PointMass, reward=goal))
+    assert make_task("mine", parts=Parts(env=PointMass, reward=lambda *rows: goal(*rows))).judged
+
+
+def test_names_of_parts_tell_their_parameters():
+    """So a run is not gone on with by a prior of another width."""
+    names = [Parts(prior=GaussianPrior(variance)).names.prior for variance in (0.1, 0.2)]
+    assert names == [f"{GaussianPrior.__module__}:GaussianPrior(variance={v})" for v in (0.1, 0.2)]
+    assert Parts(risk=RunningMean()).names.risk == f"{__name__}:RunningMean(..)"
+
+
+class RunningMean:
+    def __call__(self, returns):
+        return jnp.mean(returns, axis=0)
 
 
 def test_parts_of_ones_own_are_for_the_host():

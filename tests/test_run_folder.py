@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, blocked):
         ({"env_id": "Hopper-v5"}, ("is of InvertedDoublePendulum-v5, got Hopper-v5",)),
         ({"seed": 4}, ("has seed 3, got 4",)),
         ({"planner.horizon": 2}, ("planner.horizon was 4 and cannot become 2",)),
-        ({"objective.prior": "uniform"}, ("objective.prior was gaussian and cannot become uniform",)),
+        ({"objective.prior": "uniform"}, ("objective.prior was 'gaussian' and cannot become 'uniform'",)),
         ({"training.num_envs": 2}, ("training.num_envs was 1 and cannot become 2",)),
         ({"training.log_every": 50}, ("training.log_every was 500 and cannot become 50",)),
         ({"critic.support": (-1.0, 1.0)}, ("critic.support was (-20.0, 20.0) and cannot become (-1.0, 1.0)",)),

@@ -183,8 +183,11 @@ def test_an_environment_that_raises_costs_nothing_that_was_learned(tmp_path: Pat
         return honest(self, action)
 
     monkeypatch.setattr(target, "step", broken)
-    with pytest.raises(EnvironmentFaultError, match=r"environment 0 raised ValueError: motor on fire .* step 25"):
+    with pytest.raises(
+        EnvironmentFaultError, match=r"environment 0 raised ValueError: motor on fire .* step 25"
+    ) as stopped:
         run(tmp_path / "raises", 110, small_config())
+    assert stopped.value.trace.endswith("ValueError: motor on fire")
     assert int(final_arrays(tmp_path / "raises")[".replay.size"]) == 24
 
 

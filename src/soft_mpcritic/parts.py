@@ -42,15 +42,21 @@ class Parts:
 
 
 NOTHING_OWN = Parts()
+LONGEST_NAME = 500
 
 
 def name_of(part: Any) -> str:
     """`module:name`, by which a function or class at the top of a module is found again.
 
-    What cannot be found again, an object or a function within a function, gets a name that says what it was.
+    What cannot be found again, an object or a function within a function, gets a name that says what it was; that of
+    a dataclass has its parameters, so that a run is not gone on with by others.
     """
-    owner = part if hasattr(part, "__qualname__") else type(part)
-    return f"{owner.__module__}:{owner.__qualname__}{'' if owner is part else '(..)'}"
+    if hasattr(part, "__qualname__"):
+        return f"{part.__module__}:{part.__qualname__}"
+    kind = type(part)
+    if dataclasses.is_dataclass(part) and len(told := " ".join(repr(part).split())) <= LONGEST_NAME:
+        return f"{kind.__module__}:{told}"
+    return f"{kind.__module__}:{kind.__qualname__}(..)"
 
 
 def find_part(role: str, name: str) -> Any:
@@ -87,6 +93,11 @@ def check_traceable(
     arguments = [jax.ShapeDtypeStruct((rows, size), jnp.float32) for size in sizes]
     expected = (rows,) if columns is None else (rows, columns)
     name = name_of(function)
+    try:
+        hash(function)
+    except TypeError as error:
+        told = "what is compiled is kept by it: give a lambda that calls it"
+        raise ConfigError(f"{role} {name} must be hashable, {error}; {told}.") from error
     try:
         answer = jax.eval_shape(function, *arguments)
     except Exception as error:  # whatever a foreign function raises

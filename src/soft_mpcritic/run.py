@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import jax
 
 from soft_mpcritic.agent import Agent, AgentState
@@ -99,6 +100,11 @@ def train(
     risk measure of one's own. With `resume`, the run in `run_dir` goes on up to `total_steps`.
     Raises `ConfigError`, in one line that says what to do, for whatever does not fit, before anything is written.
     """
+    if not isinstance(env, str) and (isinstance(env, gym.Env) or not callable(env)):
+        raise ConfigError(
+            f"env must be a name or what makes an environment, got {str(env)[:60]}: hand over its class, or a function "
+            "that returns it; several are made, to train, to evaluate and to film."
+        )
     name = env if isinstance(env, str) else name_of(env)
     parts = parts if isinstance(env, str) else replace(parts, env=env)
     settings = preset(config) if isinstance(config, str) else config

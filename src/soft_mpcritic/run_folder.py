@@ -224,6 +224,6 @@ def check_resumable(stored: RunSettings, asked: RunSettings, folder: RunFolder) 
         for name, value in values.items():
             if value != old[section][name] and name not in CHANGEABLE:
                 raise ConfigError(
-                    f"{section}.{name} was {old[section][name]} and cannot become {value} on resume: "
+                    f"{section}.{name} was {old[section][name]!r} and cannot become {value!r} on resume: "
                     "start another run folder."
                 )

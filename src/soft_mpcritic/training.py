@@ -146,19 +146,19 @@ class Run:
         self._survive(list(self._envs.faults.values()), self._env_step + 1)
         return experience
 
-    def _survive(self, faults: Sequence[str], step: int) -> None:
+    def _survive(self, faults: Sequence[EnvironmentFaultError], step: int) -> None:
         """Counts what went wrong; raises `EnvironmentFaultError`, after a checkpoint, once it was too much."""
         tolerated = self._settings.config.training.faults_tolerated
         for fault in faults:
             self._record.faults += 1
             if self._record.faults > tolerated:
                 told = f"; {tolerated} faults were tolerated" if tolerated else ""
-                self._stop_for(EnvironmentFaultError(f"{fault}{told}"), step)
+                self._stop_for(fault.worded(after=told), step)
             LOG.warning("%s, at environment step %d: the episode is cut", fault, step)
 
     def _stop_for(self, error: EnvironmentFaultError, step: int) -> NoReturn:
         self._checkpoint()
-        raise EnvironmentFaultError(f"{error}, at environment step {step}") from error
+        raise error.worded(after=f", at environment step {step}") from error
 
     def _count_step(self, experience: Experience) -> int:
         """Of an episode that was cut, return and length mean nothing."""
@@ -204,7 +204,7 @@ class Run:
         try:
             played = self._evaluator.play(state.models, self._settings.config.training.evaluation_episodes)
         except EnvironmentFaultError as error:
-            self._survive([f"in an evaluation, {error}"], self._env_step)
+            self._survive([error.worded(before="in an evaluation, ")], self._env_step)
             return {}
         episodes = [trajectory.episode for trajectory in played]
         self._record.write_evaluation(episodes)

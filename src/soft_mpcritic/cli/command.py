@@ -1,5 +1,6 @@
 """The command line: parse, build, run; nothing else."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,12 +18,16 @@ USER_CAN_MEND = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 when done, 2 for what the user can mend (one line on standard error).
 
-    1 where runs of a grid failed: the line names them and their logs.
+    An environment that raised has its traceback below that line. 1 where runs of a grid failed: the line names them
+    and their logs.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         parse(arguments).run()
-    except (ConfigError, EnvironmentFaultError, DivergenceError, StorageError) as error:
+    except EnvironmentFaultError as error:
+        print(f"soft-mpcritic: {error.text}", file=sys.stderr)
+        return USER_CAN_MEND
+    except (ConfigError, DivergenceError, StorageError) as error:
         print(f"soft-mpcritic: {error}", file=sys.stderr)
         return USER_CAN_MEND
     except FailedRunsError as error:
@@ -32,5 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry_point() -> None:
-    """What the installed command calls."""
+    """What the installed command calls. Modules in the current folder are found, as `python -m` finds them.
+
+    They come last: no file that happens to lie there takes the place of a library.
+    """
+    sys.path.append(os.getcwd())
     sys.exit(main())

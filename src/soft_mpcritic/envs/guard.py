@@ -20,7 +20,29 @@ FAULT = "fault"  # where the info of a step names what went wrong
 
 
 class EnvironmentFaultError(RuntimeError):
-    """An environment did what a run cannot go on with; the message, one line, names where and what."""
+    """An environment did what a run cannot go on with; the message, one line, names where and what.
+
+    `trace` is the traceback of what the environment raised, if it did. Other processes tell of both in one text.
+    """
+
+    def __init__(self, told: str, trace: str = "") -> None:
+        super().__init__(told)
+        self.trace = trace
+
+    @staticmethod
+    def of(text: str) -> "EnvironmentFaultError":
+        """From message and traceback, a line break between them."""
+        told, _, trace = text.partition("\n")
+        return EnvironmentFaultError(told, trace)
+
+    @property
+    def text(self) -> str:
+        """The inverse of `of`."""
+        return f"{self}\n{self.trace}" if self.trace else str(self)
+
+    def worded(self, before: str = "", after: str = "") -> "EnvironmentFaultError":
+        """The same with more words around the message."""
+        return EnvironmentFaultError(f"{before}{self}{after}", self.trace)
 
 
 class Guarded(gym.Wrapper):
@@ -48,13 +70,13 @@ class Guarded(gym.Wrapper):
             self._last = self._checked_obs(obs, "observation")
             return self._last, reward, bool(terminated), bool(truncated), {}
         except Exception as error:
-            return self._last, 0.0, False, True, {FAULT: self._fault(error)}
+            return self._last, 0.0, False, True, {FAULT: self._fault(error).text}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """An episode's first observation; new environments are tried where that fails, with seeds of their own."""
         if seed is not None:
             self._seed = seed
-        faults: list[str] = []
+        faults: list[EnvironmentFaultError] = []
         while len(faults) < RESETS:
             try:
                 if faults:
@@ -62,10 +84,10 @@ class Guarded(gym.Wrapper):
                     seed = self._fresh_seed()
                 obs, _ = self._call(self.env.reset, seed=seed, options=options)
                 self._last = self._checked_obs(obs, "first observation")
-                return self._last, {FAULT: "; ".join(faults)} if faults else {}
+                return self._last, {FAULT: _joined(faults).text} if faults else {}
             except Exception as error:
                 faults.append(self._fault(error))
-        raise EnvironmentFaultError(faults[-1])
+        raise faults[-1]
 
     def snapshot(self) -> dict[str, Any]:
         return self.env.get_wrapper_attr("snapshot")()
@@ -114,18 +136,19 @@ class Guarded(gym.Wrapper):
             raise EnvironmentFaultError(f"component {component} of the {what} of {self._name} is {rows[place]}")
         return rows.astype(self._last.dtype)
 
-    def _fault(self, error: Exception) -> str:
-        """The error in words. After a hang the environment is still busy: a new one takes its place."""
+    def _fault(self, error: Exception) -> EnvironmentFaultError:
+        """The error with this environment's name. After a hang the environment is busy: a new one takes its place."""
         self._faults += 1
         if isinstance(error, EnvironmentFaultError):
-            return str(error)
+            return error
         if isinstance(error, StillBusyError):
             self._watched = Watched()
             self.env = self._call(self._make)
-            return f"{self._name} did not answer within {self._timeout:g} s"
+            return EnvironmentFaultError(f"{self._name} did not answer within {self._timeout:g} s")
         frame = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {_brief(error)}" if str(error) else type(error).__name__
-        return f"{self._name} raised {told} (line {frame.lineno} of {frame.filename})"
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        return EnvironmentFaultError(f"{self._name} raised {told} (line {frame.lineno} of {frame.filename})", trace)
 
     def _fresh_seed(self) -> int:
         """Of an environment that takes the place of another: not that one's over again, and the same in every run."""
@@ -169,6 +192,11 @@ class Watched:
                 self._answers.put((function(), None))
             except Exception as error:
                 self._answers.put((None, error))
+
+
+def _joined(faults: Sequence[EnvironmentFaultError]) -> EnvironmentFaultError:
+    """Several as one, with the traceback of the last."""
+    return faults[-1].worded(before="".join(f"{earlier}; " for earlier in faults[:-1]))
 
 
 def _brief(what: object) -> str:

@@ -109,7 +109,7 @@ class EnvVector:
         self._dtype = self._envs.single_action_space.dtype
         self._forgiving, self._timeout = forgiving, timeout
         self.num_envs = num_envs
-        self.faults: dict[int, str] = {}  # of the last step, by environment
+        self.faults: dict[int, EnvironmentFaultError] = {}  # of the last step, by environment
 
     def reset(self, seed: int | Sequence[int]) -> np.ndarray:
         """First observations [E, S]; environment e gets seed + e, or the e-th of a list."""
@@ -157,9 +157,9 @@ class EnvVector:
 
     def _note(self, info: dict[str, Any]) -> None:
         told = [part[FAULT] for part in (info.get("final_info", {}), info) if FAULT in part]
-        self.faults = {i: str(fault) for faults in told for i, fault in enumerate(faults) if fault}
+        self.faults = {i: EnvironmentFaultError.of(text) for texts in told for i, text in enumerate(texts) if text}
         if self.faults and not self._forgiving:
-            raise EnvironmentFaultError(next(iter(self.faults.values())))
+            raise next(iter(self.faults.values()))
 
     def snapshot(self) -> list[dict[str, Any]]:
         """What `restore` needs to bring all environments back here."""
