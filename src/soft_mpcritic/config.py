@@ -118,8 +118,9 @@ class CriticConfig:
     learning_rate: float = 3e-4
     batch_size: int = 64
     loss: Literal["mse", "hl_gauss"] = "mse"
+    symlog: bool = True  # regress sign(x) log(1 + |x|) of the return x in the critic's unit, or x itself?
     bins: int = 101  # of hl_gauss
-    support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, in the critic's unit
+    support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, of what is regressed
     unit: Literal["reward", "return"] = "return"  # network output 1 means `scale`, or scale / (1 - discount)
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
@@ -216,7 +217,9 @@ def _paper() -> Config:
         planner=PlannerConfig(num_samples=200, sampler="iid", keep_nominal=False),
         target_planner=PlannerConfig(num_samples=20, sampler="iid", keep_nominal=False),
         dynamics=DynamicsConfig(learning_rate=3e-4, batch_size=32, own_batches=False, normalize=False),
-        critic=CriticConfig(heads=1, layer_norm=False, batch_size=32, unit="reward", target_step=0.005, target_every=2),
+        critic=CriticConfig(
+            heads=1, layer_norm=False, batch_size=32, symlog=False, unit="reward", target_step=0.005, target_every=2
+        ),
         training=TrainingConfig(seed_steps=0, pretrain_updates=0, explore="mean", observe_position=True),
     )
 
