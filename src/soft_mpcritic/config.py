@@ -245,7 +245,7 @@ def _locomotion() -> Config:
         objective=ObjectiveConfig(prior="uniform", temperature=0.05),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False),
-        critic=CriticConfig(batch_size=256, target_step=0.005),
+        critic=CriticConfig(batch_size=256, symlog=False, target_step=0.005),
         training=TrainingConfig(seed_steps=1000, target_steps=0.5),
     )
 
