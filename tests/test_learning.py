@@ -59,8 +59,9 @@ def test_credit_reaches_back_over_two_steps_without_a_planning_horizon():
     )
     system = System(step, spec, obs_size=1)
     changes = {"critic__learning_rate": 3e-3, "critic__unit": "reward", "critic__target_step": 0.05}
-    config = small_config(planner__horizon=0, target_planner__horizon=0, training__num_envs=4, **changes)
-    state = learn(system, config, jax.random.key(0), 800, 2)
+    warm = small_config(objective__temperature=1.0, **changes)  # enough to keep trying bad actions
+    config = override(warm, {"planner.horizon": 0, "target_planner.horizon": 0, "training.num_envs": 4})
+    state = learn(system, config, jax.random.key(0), 1600, 2)
     actions = np.linspace(-0.5, 0.5, 5)[:, None]
     values = q_values(system, config, state, np.full((5, 1), -0.5), actions)
     np.testing.assert_allclose(values, 0.99 * (2 + actions[:, 0]), atol=0.15)
