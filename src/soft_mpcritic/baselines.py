@@ -197,6 +197,7 @@ class BaselineRun:
         return self._journal.finish(self._learner.updates)
 
     def close(self) -> None:
+        self._journal.close()
         self._episodes.close()
         self._learner.close()
 

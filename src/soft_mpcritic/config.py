@@ -158,6 +158,7 @@ class TrainingConfig:
     evaluation_episodes: int = 10
     checkpoint_every: int = 5_000
     checkpoints_kept: int = 2
+    tracker: Literal["none", "wandb", "mlflow"] = "none"  # a service that is shown the curves, beside TensorBoard
     backend: Literal["host", "device"] = "host"  # step Gymnasium, or functions compiled with the agent into one loop?
     matmul_precision: Literal["highest", "high", "default"] = "highest"  # of float32 products on accelerators
     faults_tolerated: int = 0  # environments may raise, hang or answer nonsense so often; then the run stops

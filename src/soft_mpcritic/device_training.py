@@ -326,6 +326,8 @@ class DeviceRun:
         return [record.finish(int(updates[seed])) for seed, record in enumerate(self._records)]
 
     def close(self) -> None:
+        for record in self._records:
+            record.close()
         self._evaluator.close()
 
     @property

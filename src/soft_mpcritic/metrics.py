@@ -13,6 +13,7 @@ from soft_mpcritic.board import Board
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.files import LOG, Table, why
 from soft_mpcritic.run_folder import RunFolder
+from soft_mpcritic.trackers import Tracker
 from soft_mpcritic.types import AnyArray, Episode
 
 HOST_COLUMNS = ("env_step", "wall_seconds", "steps_per_second", "updates", "episodes", "train_return", "train_length")
@@ -110,23 +111,29 @@ class MetricMeans:
 
 
 class MetricLog:
-    """metrics.csv, evaluations.csv and TensorBoard; a resumed run goes on after `resumed_at`.
+    """metrics.csv, evaluations.csv, TensorBoard and trackers; a resumed run goes on after `resumed_at`.
 
     On a disk that is full, rows wait in memory: `sync` says whether all are safe.
     """
 
-    def __init__(self, folder: RunFolder, resumed_at: int = -1, columns: Sequence[str] = METRIC_COLUMNS) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        resumed_at: int = -1,
+        columns: Sequence[str] = METRIC_COLUMNS,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         path: Path = folder.path
         self._metrics = Table(path / "metrics.csv", columns, resumed_at)
         self._evaluations = Table(path / "evaluations.csv", EVALUATION_COLUMNS, resumed_at)
-        self._board = Board(path / "tensorboard", resumed_at)
+        self._boards = [Board(path / "tensorboard", resumed_at), *trackers]
         self._waits = False
 
     def write_metrics(self, row: dict[str, Any]) -> None:
         """One row, a value per column."""
         self._append(self._metrics, row)
         shown = {f"train/{name}": value for name, value in row.items() if name != "env_step" and np.isfinite(value)}
-        self._board.add(row["env_step"], time.time(), shown)
+        self._show(row["env_step"], shown)
 
     def write_evaluation(self, env_step: int, wall_seconds: float, episodes: Sequence[Episode]) -> None:
         """One row per episode."""
@@ -134,13 +141,17 @@ class MetricLog:
             values = (env_step, round(wall_seconds, 3), index, episode.seed, episode.ret, episode.length)
             self._append(self._evaluations, dict(zip(EVALUATION_COLUMNS, values, strict=True)))
         means = {"return": np.mean([e.ret for e in episodes]), "length": np.mean([e.length for e in episodes])}
-        self._board.add(env_step, time.time(), {f"evaluation/{name}": float(mean) for name, mean in means.items()})
+        self._show(env_step, {f"evaluation/{name}": float(mean) for name, mean in means.items()})
 
     def sync(self) -> None:
         """All rows are on the disk when this returns; raises `OSError` where they cannot be."""
         self._metrics.sync()
         self._evaluations.sync()
         self._waits = False
+
+    def _show(self, env_step: int, values: Mapping[str, float]) -> None:
+        for board in self._boards:
+            board.add(env_step, time.time(), values)
 
     def _append(self, table: Table, row: Mapping[str, Any]) -> None:
         try:

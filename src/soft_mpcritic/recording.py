@@ -15,6 +15,7 @@ from soft_mpcritic.files import LOG, StorageError, why
 from soft_mpcritic.metrics import HOST_COLUMNS, METRIC_COLUMNS, TROUBLES, EpisodeTracker, MetricLog, MetricMeans
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
+from soft_mpcritic.trackers import Shielded, make_tracker
 from soft_mpcritic.types import AnyArray, Episode
 
 
@@ -84,11 +85,16 @@ class Journal:
         self.clock = Clock()
         self._last_evaluation: list[Episode] = []
         self._log: MetricLog | None = None
+        self._trackers: list[Shielded] | None = None
 
     def open(self, resumed_at: int | None = None) -> None:
         """Readies the tables for what comes after `resumed_at`; raises `ConfigError` where they cannot be written."""
+        if self._trackers is None:
+            asked = self._run.settings.get("training", {}).get("tracker", "none")
+            self._trackers = [] if asked == "none" else [make_tracker(asked, self._folder.path, self._run.settings)]
+        begun = -1 if resumed_at is None else resumed_at
         try:
-            self._log = MetricLog(self._folder, -1 if resumed_at is None else resumed_at, self._columns)
+            self._log = MetricLog(self._folder, begun, self._columns, self._trackers)
         except OSError as error:
             raise ConfigError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
 
@@ -141,6 +147,11 @@ class Journal:
         except OSError as error:
             raise StorageError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
         return summary
+
+    def close(self) -> None:
+        """Takes leave of trackers."""
+        for tracker in self._trackers or ():
+            tracker.close()
 
     def _summary(self, updates: int) -> dict[str, Any]:
         returns = [episode.ret for episode in self._last_evaluation]

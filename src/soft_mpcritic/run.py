@@ -21,6 +21,7 @@ from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.parts import NOTHING_OWN, Parts, name_of
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.trackers import check_tracker
 from soft_mpcritic.training import load_state, prepare_run
 from soft_mpcritic.training import train as train_on_host
 from soft_mpcritic.types import Episode
@@ -129,6 +130,7 @@ def execute(
     folder: RunFolder, asked: RunSettings, resume: bool = False, num_seeds: int = 1, note: str = ""
 ) -> dict[str, Any]:
     """Trains where the settings say, watched by a console, and reports; the summary, of several seeds the first's."""
+    check_tracker(asked.config.training.tracker)
     if asked.config.training.backend == "device":
         runs = prepare_seeds(folder, asked, num_seeds, resume)
         with Console(asked.description, folder, num_seeds, note) as console:

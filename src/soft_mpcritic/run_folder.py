@@ -28,6 +28,7 @@ CHANGEABLE = (  # on resume
     "evaluation_episodes",
     "checkpoint_every",
     "checkpoints_kept",
+    "tracker",
     "faults_tolerated",
     "step_timeout",
     "skips_tolerated",

@@ -248,6 +248,7 @@ class Run:
         return self._record.finish(int(self._state.updates))
 
     def close(self) -> None:
+        self._record.close()
         self._envs.close()
         self._evaluator.close()
 
