@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 STEPS ?= 5000
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs wheel-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/soft-mpcritic train InvertedDoublePendulum-v5 --total-steps $(STEPS) --run-dir $(DEMO) --resume
@@ -26,6 +26,18 @@ lint: $(VENV)/dev-installed
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+docs: $(VENV)/dev-installed
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: site/index.html"
+
+# Is the wheel whole? Built, and installed where nothing else is.
+wheel-check: $(VENV)/dev-installed
+	rm -rf build/wheel && $(PYTHON) -m venv build/wheel/env
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	build/wheel/env/bin/pip install --quiet --constraint constraints.txt build/wheel/*.whl
+	cd build/wheel && env/bin/soft-mpcritic --help > /dev/null
+	cd build/wheel && env/bin/python -c 'import soft_mpcritic as s, pathlib; [getattr(s, n) for n in s.__all__]; assert (pathlib.Path(s.__file__).parent / "py.typed").exists()'
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
@@ -37,4 +49,4 @@ $(VENV)/dev-installed: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build site

@@ -44,7 +44,7 @@ def test_an_example_runs_and_draws(name, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("guide", ["own_environment", "own_model", "extending"])
+@pytest.mark.parametrize("guide", ["index", "own_environment", "own_model", "extending"])
 def test_the_code_of_a_guide_runs(guide, tmp_path, monkeypatch):
     """Blocks of one guide run one after another in one namespace; training is cut short."""
     monkeypatch.chdir(tmp_path)
