@@ -9,6 +9,7 @@ from gymnasium.spaces import Box
 import soft_mpcritic
 from soft_mpcritic import ConfigError, Parts, Run, UniformPrior, train
 from soft_mpcritic.cli import main
+from soft_mpcritic.run import _name_of_env
 from tests.systems import small_config
 
 PUBLIC = """MPPI Agent AgentState CVaRReturn Config ConfigError Controller Dynamics EntropicReturn EnvVector Episode
@@ -74,7 +75,7 @@ def test_an_environment_a_goal_and_physics_of_ones_own_make_a_run(tmp_path, caps
     assert int(longer.state.updates) == int(run.state.updates) + 20
     again = Run.load(run.path, Parts(prior=parts.prior))  # an object has no name to be found by; the rest has
     assert again.evaluate(2) == longer.evaluate(2)
-    with pytest.raises(ConfigError, match=r"prior .*UniformPrior\(\.\.\)' cannot be found by its name"):
+    with pytest.raises(ConfigError, match=r"prior .*UniformPrior\(variance=0.1\)' cannot be found by its name"):
         Run.load(run.path).evaluate(1)
     with pytest.raises(ConfigError, match=r"parts\.nominal was"):
         train(Point, CONFIG, total_steps=90, run_dir=run.path, resume=True, parts=Parts(reward=near_one))
@@ -87,6 +88,12 @@ def test_parts_can_be_named_on_the_command_line(tmp_path, capsys):
     assert "module 'tests.test_api' has no nothing" in line and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("thing", [Point(), None, 7], ids=str)
+def test_an_environment_itself_is_refused_for_what_makes_it(thing):
+    with pytest.raises(ConfigError, match=r"env must be a name or what makes an environment, got .*its class"):
+        _name_of_env(thing)
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
     path = tmp_path / "run"
     for arguments, told in (
@@ -97,9 +104,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
     ):
         with pytest.raises(ConfigError, match=told):
             train(Point, **{"run_dir": path, **arguments})
-    for thing in (Point(), None):
-        with pytest.raises(ConfigError, match=r"env must be a name or what makes an environment, got .*its class"):
-            train(thing, run_dir=path)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="resume must come with run_dir"):
         train(Point, resume=True)
     with pytest.raises(ConfigError, match=r"no config.json"):

@@ -77,6 +77,7 @@ REFUSED = [
     (TrainingConfig, "evaluation_episodes", 0),
     (TrainingConfig, "checkpoint_every", 0),
     (TrainingConfig, "checkpoints_kept", 0),
+    (TrainingConfig, "tracker", "wnb"),
     (TrainingConfig, "faults_tolerated", -1),
     (TrainingConfig, "step_timeout", -1.0),
     (TrainingConfig, "step_timeout", math.nan),

@@ -68,12 +68,6 @@ def test_resume_needs_no_settings_said_again(trained, capsys):
     assert json.loads((trained / "config.json").read_text())["total_steps"] == 80
 
 
-def test_the_files_that_the_readme_links_exist():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README.read_text()) if "://" not in link]
-    assert len(links) > 5
-    assert [link for link in links if not (README.parent / link).exists()] == []
-
-
 def test_the_python_of_the_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert blocks

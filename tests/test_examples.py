@@ -34,7 +34,7 @@ def test_all_examples_are_here_and_short():
     assert all(len(path.read_text().splitlines()) < 60 for path in paths)
 
 
-SLOW = ("half_known_model", "own_reward")  # train as own_environment does
+SLOW = ("half_known_model", "own_environment", "own_reward")  # train as the guide to own_environment does
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TINY])

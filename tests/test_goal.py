@@ -286,6 +286,7 @@ FLAGS = [part for name, value in SMALL.items() for part in (f"--{name.replace('_
 LEARNED = ["--objective.goal", "learned"]
 
 
+@pytest.mark.slow
 def test_an_environment_that_nobody_described_is_trained_resumed_evaluated_and_exported(hill, tmp_path, capsys):
     whole, stopped, out = tmp_path / "whole", tmp_path / "stopped", tmp_path / "hill.zip"
     for path, steps in ((whole, "70"), (stopped, "50")):

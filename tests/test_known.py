@@ -207,6 +207,7 @@ def simulated(model: Any, obs: np.ndarray, action: float, steps: int) -> np.ndar
     return np.concatenate([data.qpos, data.qvel])
 
 
+@pytest.mark.slow
 def test_a_mujoco_model_steps_as_its_simulator_does_whatever_its_masses():
     model = pole()
     dynamics = MjxDynamics(model, frame_skip=2)

@@ -101,12 +101,7 @@ def train(
     risk measure of one's own. With `resume`, the run in `run_dir` goes on up to `total_steps`.
     Raises `ConfigError`, in one line that says what to do, for whatever does not fit, before anything is written.
     """
-    if not isinstance(env, str) and (isinstance(env, gym.Env) or not callable(env)):
-        raise ConfigError(
-            f"env must be a name or what makes an environment, got {str(env)[:60]}: hand over its class, or a function "
-            "that returns it; several are made, to train, to evaluate and to film."
-        )
-    name = env if isinstance(env, str) else name_of(env)
+    name = _name_of_env(env)
     parts = parts if isinstance(env, str) else replace(parts, env=env)
     settings = preset(config) if isinstance(config, str) else config
     given = {role: told for role, told in vars(parts.names).items() if told}
@@ -124,6 +119,18 @@ def train(
         asked = replace(asked, preset=RunFolder(path).read_settings().preset)
     execute(RunFolder(path), asked, resume, note=task.note)
     return Run(path, asked)
+
+
+def _name_of_env(env: Any) -> str:
+    """Raises `ConfigError` for an environment itself: it can be only in one place at a time."""
+    if isinstance(env, str):
+        return env
+    if isinstance(env, gym.Env) or not callable(env):
+        raise ConfigError(
+            f"env must be a name or what makes an environment, got {str(env)[:60]}: hand over its class, or a function "
+            "that returns it; several are made, to train, to evaluate and to film."
+        )
+    return name_of(env)
 
 
 def execute(
