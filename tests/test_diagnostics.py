@@ -61,7 +61,6 @@ def make(bias: float = 0.0, drift: np.ndarray | None = None, **changes: object) 
         dynamics__normalize=False,
         dynamics__members=MEMBERS,
         critic__unit="reward",
-        critic__symlog=False,
         **{"planner__horizon": WIDTH, **changes},
     )
     agent = Agent(SYSTEM.task, config)

@@ -172,6 +172,24 @@ def test_observations_that_do_not_fit_are_refused_and_change_nothing(plants, obs
     assert solves.numbers == [] and loop.latencies.count == 0
 
 
+def test_an_action_that_comes_late_is_a_miss_though_its_solve_was_done_in_time(monkeypatch):
+    """The solve is done, but the caller is woken a second after the deadline, as on a machine with other work."""
+    solves = Solves()
+    loop = solves.loop(SOON)
+    punctual = loop._caught_up
+    assert tick(loop, SOON) is not None and loop.misses == 0
+
+    def woken_late(until: float) -> bool:
+        caught = punctual(until)
+        monkeypatch.setattr("soft_mpcritic.exported.time.perf_counter", lambda: until + 1)
+        return caught
+
+    monkeypatch.setattr(loop, "_caught_up", woken_late)
+    monkeypatch.setattr(loop, "_late", None)
+    tick(loop, SOON)
+    assert loop.misses == 1
+
+
 @pytest.mark.parametrize("deadline", [0.0, -1.0, np.inf, np.nan])
 def test_a_deadline_that_cannot_be_met_or_missed_is_refused(deadline):
     with pytest.raises(ValueError, match="deadline must be > 0 seconds"):

@@ -337,8 +337,6 @@ def test_settings_of_earlier_versions_are_read_under_the_names_of_this_one(folde
         del record["settings"][planner]["scenarios"]
     record["settings"]["objective"]["scenarios"] = "per_sample"
     record["settings"]["training"]["critic_steps"] = 0.5
-    del record["settings"]["critic"]["symlog"]
     (folder.path / "config.json").write_text(json.dumps(record))
     config = folder.read_settings().config
     assert (config.planner.scenarios, config.target_planner.scenarios) == ("per_sample", "per_sample")
-    assert not config.critic.symlog

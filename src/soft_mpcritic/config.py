@@ -118,7 +118,7 @@ class CriticConfig:
     learning_rate: float = 3e-4
     batch_size: int = 64
     loss: Literal["mse", "hl_gauss"] = "mse"
-    symlog: bool = True  # regress sign(x) log(1 + |x|) of the return x in the critic's unit, or x itself?
+    symlog: bool = False  # regress sign(x) log(1 + |x|) of the return x in the critic's unit, or x itself?
     bins: int = 101  # of hl_gauss
     support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, of what is regressed
     unit: Literal["reward", "return"] = "return"  # network output 1 means `scale`, or scale / (1 - discount)
@@ -218,9 +218,7 @@ def _paper() -> Config:
         planner=PlannerConfig(num_samples=200, sampler="iid", keep_nominal=False),
         target_planner=PlannerConfig(num_samples=20, sampler="iid", keep_nominal=False),
         dynamics=DynamicsConfig(learning_rate=3e-4, batch_size=32, own_batches=False, normalize=False),
-        critic=CriticConfig(
-            heads=1, layer_norm=False, batch_size=32, symlog=False, unit="reward", target_step=0.005, target_every=2
-        ),
+        critic=CriticConfig(heads=1, layer_norm=False, batch_size=32, unit="reward", target_step=0.005, target_every=2),
         training=TrainingConfig(seed_steps=0, pretrain_updates=0, explore="mean", observe_position=True),
     )
 
@@ -246,7 +244,7 @@ def _locomotion() -> Config:
         objective=ObjectiveConfig(prior="uniform", temperature=0.05),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False),
-        critic=CriticConfig(batch_size=256, symlog=False, target_step=0.005),
+        critic=CriticConfig(batch_size=256, target_step=0.005),
         training=TrainingConfig(seed_steps=1000, target_steps=0.5),
     )
 

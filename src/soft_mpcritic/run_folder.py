@@ -211,8 +211,6 @@ def _upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
         if mode is not None:
             upgraded.setdefault(planner, {}).setdefault("scenarios", mode)
     upgraded.get("training", {}).pop("critic_steps", None)  # a share of steps on the critic alone, given up
-    if "critic" in upgraded:
-        upgraded["critic"].setdefault("symlog", False)
     return upgraded
 
 
