@@ -13,7 +13,7 @@ from soft_mpcritic.math import hl_gauss
 
 ROWS, FEATURES, ACTIONS = 9, 3, 2
 MSE = CriticConfig(width=8, depth=1, layer_norm=False, loss="mse")
-HL_GAUSS = CriticConfig(width=16, depth=1, loss="hl_gauss", bins=41, support=(-10.0, 10.0), unit="reward", symlog=False)
+HL_GAUSS = CriticConfig(width=16, depth=1, loss="hl_gauss", bins=41, support=(-10.0, 10.0), unit="reward")
 
 
 heads_of = jax.jit(SoftQ.heads)

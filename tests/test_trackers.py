@@ -111,5 +111,5 @@ def test_wandb_keeps_a_run_offline_under_one_name(tmp_path, monkeypatch):
         tracker = make_tracker("wandb", tmp_path, SETTINGS)
         tracker.add(step, 1000.0 + step, {"train/critic_loss": float(step)})
         tracker.close()
-    names = {path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")}
+    names = {path.name.split("-")[3] for path in (tmp_path / "wandb").glob("offline-run-*")}
     assert len(names) == 1 and list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))

@@ -7,13 +7,13 @@ import hashlib
 import io
 import json
 import math
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -92,10 +92,10 @@ class ControlLoop:
     It shifts the plan of the last call by one step, improves it by a solve, and plays its first action.
 
     With a `deadline`, in seconds from the call, the solve runs on a thread of its own. When the deadline passes first,
-    the shifted plan is played as it is, at once, and the call counts as a miss, as does one that ends late all the same
-    because its thread was kept waiting for a processor. The late solve is not lost: the next
-    call first waits for it, within its own deadline, shifts its plan by the ticks since, and only then begins its own
-    solve, from there. So at most one solve is under way, and plans never come out of order.
+    the shifted plan is played as it is, at once. The late solve is not lost: the next call first waits for it, within
+    its own deadline, shifts its plan by the ticks since, and only then begins its own solve, from there. So at most one
+    solve is under way, and plans never come out of order. Every call that takes longer than the deadline is a miss,
+    also where the solve was done in time and the calling thread was kept waiting for a processor.
     """
 
     def __init__(self, solve: Solve, plants: Plants, deadline: float | None = None) -> None:
@@ -113,14 +113,13 @@ class ControlLoop:
         self.reset()
 
     def __call__(self, obs: ArrayLike) -> np.ndarray:
-        called = time.perf_counter()
+        called = perf_counter()
         rows = self._checked(obs)
         improved = self._improve(rows, called)
         self._plan, self._start = self._start, shift(self._start)
         action = self._to_plant(self._plan[:, 0])
-        took = time.perf_counter() - called
+        took = perf_counter() - called
         self.latencies.add(took)
-        # A solve may be done in time and this thread be woken too late, on a machine with other work: a miss as well.
         if not improved or (self.deadline is not None and took > self.deadline):
             self.misses += 1
         return action if np.ndim(obs) == 2 else action[0]
@@ -168,7 +167,7 @@ class ControlLoop:
         late = self._late
         if late is None:
             return True
-        wait([late.result], timeout=max(until - time.perf_counter(), 0))
+        wait([late.result], timeout=max(until - perf_counter(), 0))
         if not late.result.done():
             late.age += 1
             return False

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -50,7 +51,7 @@ class Shielded:
 
     def add(self, step: int, wall_time: float, values: Mapping[str, float]) -> None:
         if self._tracker is not None:
-            self._try(lambda tracker=self._tracker: tracker.add(step, wall_time, values))
+            self._try(partial(self._tracker.add, step, wall_time, values))
 
     def close(self) -> None:
         if self._tracker is not None:
