@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import PlannerConfig
 from soft_mpcritic.planning import SAMPLERS

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.config import Config, override
 from soft_mpcritic.envs import Task
 from soft_mpcritic.envs.tasks import TaskSpec

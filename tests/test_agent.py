@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.planning import shift
 from soft_mpcritic.types import Experience, Transition
@@ -94,7 +95,7 @@ def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise()
         jnp.array([1.0, 0, 1, 0, 1, 0]),
     )
     start = jnp.zeros((size, agent.config.target_planner.horizon + 1, 1))
-    target, result = jax.jit(agent.targets)(state.models, jax.random.key(0), batch, start)
+    target, result = jax.jit(agent.learner.targets)(state.models, jax.random.key(0), batch, start)
     np.testing.assert_array_equal(target[::2], [0, 2, 4])
     np.testing.assert_allclose(target[1::2], batch.reward[1::2] + 0.99 * result.value[1::2], rtol=1e-6)
 
@@ -102,14 +103,14 @@ def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise()
 def test_an_update_writes_refined_plans_back_where_it_drew_them():
     agent, state = make()
     state = filled(agent, state)
-    after, _ = jax.jit(agent.update)(state)
+    after, _ = jax.jit(agent.learner.update)(state)
     before_plans, after_plans = state.replay.plans, after.replay.plans
     changed = np.flatnonzero(np.any(np.asarray(before_plans != after_plans)[:, :-1], axis=1))
     size = int(state.replay.size)
     assert 0 < len(changed) <= agent.config.critic.batch_size
     assert changed.max() < size
     np.testing.assert_array_equal(after.replay.records, state.replay.records)
-    again, _ = jax.jit(agent.update)(after)
+    again, _ = jax.jit(agent.learner.update)(after)
     stamps = np.asarray(again.replay.plans[:, -1])
     assert set(np.unique(stamps)) <= {0.0, 1.0}
 
@@ -122,8 +123,26 @@ def test_a_second_visit_starts_from_the_plan_of_the_first():
     rows = jnp.zeros(1, jnp.int32)
     batch, (start, _) = state.replay.take(rows), state.replay.take_plans(rows)
     expected = jax.jit(agent.planner.value)(state.models, key, batch.next_obs, start).plan
-    after, _ = jax.jit(agent.update)(state)
+    after, _ = jax.jit(agent.learner.update)(state)
     np.testing.assert_allclose(after.replay.take_plans(rows)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_relative_errors_are_weighed_by_what_the_slow_critic_says_of_the_stored_step(relative):
+    agent, state = make(critic__batch_size=1, critic__relative=relative, critic__scale=0.01)
+    state = filled(agent, state, steps=1)
+    key = jax.random.split(jax.random.split(state.key, 3)[1])[1]  # as update and its critic part split it
+    rows = jnp.zeros(1, jnp.int32)
+    batch, (start, _) = state.replay.take(rows), state.replay.take_plans(rows)
+    slow = jax.tree.map(lambda leaf: 5 * leaf, state.models.target_critic)
+    models = dataclasses.replace(state.models, target_critic=slow)
+    target, _ = jax.jit(agent.learner.targets)(models, key, batch, start)
+    features = agent.planner.features(models, batch.obs)
+    weight = slow.tolerance(features, batch.action) if relative else jnp.ones(1)
+    expected, _ = models.critic.loss(features, batch.action, target, weight)
+    _, figures = jax.jit(agent.learner.update)(dataclasses.replace(state, models=models))
+    np.testing.assert_allclose(figures.critic_loss, expected, rtol=1e-4)
+    assert (float(weight[0]) < 0.9) == relative
 
 
 def test_invalid_targets_do_not_reach_the_critic():
@@ -131,7 +150,7 @@ def test_invalid_targets_do_not_reach_the_critic():
     spec = TaskSpec(lambda s, a, n: jnp.full(s.shape[0], jnp.nan), never)
     agent = Agent(dataclasses.replace(SYSTEM.task, spec=spec), small_config())
     state = filled(agent, jax.jit(agent.init)(jax.random.key(0)))
-    after, figures = jax.jit(agent.update)(state)
+    after, figures = jax.jit(agent.learner.update)(state)
     for old, new in zip(jax.tree.leaves(state.models.critic), jax.tree.leaves(after.models.critic), strict=True):
         np.testing.assert_array_equal(old, new)
     np.testing.assert_array_equal(state.replay.plans[:, :-1], after.replay.plans[:, :-1])
@@ -149,8 +168,8 @@ def test_members_stay_different_while_they_learn():
 def test_the_target_network_moves_only_when_due():
     agent, state = make(critic__target_every=2)
     state = filled(agent, state)
-    first, _ = jax.jit(agent.update)(state)
-    second, _ = jax.jit(agent.update)(first)
+    first, _ = jax.jit(agent.learner.update)(state)
+    second, _ = jax.jit(agent.learner.update)(first)
     old, one, two = (jax.tree.leaves(s.models.target_critic)[0] for s in (state, first, second))
     np.testing.assert_array_equal(old, one)
     assert np.any(np.asarray(one != two))
@@ -213,6 +232,20 @@ def test_the_mean_of_the_plan_or_one_of_its_samples_is_played(explore):
     first = np.asarray(state.pending.plan[:, 0])
     action = np.asarray(state.pending.action)
     assert np.array_equal(first, action) == (explore == "mean")
+
+
+@pytest.mark.parametrize("hold", [1.0, 4.0])
+def test_random_actions_are_held_for_as_long_as_asked_on_average_and_stay_uniform(hold):
+    """Holds are geometric: an action is renewed with probability 1 / hold. The box is covered as evenly as without."""
+    envs = 4000
+    agent, state = make(training__num_envs=envs, training__capacity=envs, training__seed_hold=hold)
+    state, first = agent.begin(state, jnp.zeros((envs, 1)))
+    _, second = agent.random_step(state, experience(0.0, envs, (False,) * envs))
+    renewed = np.mean(np.asarray(first != second))
+    assert abs(renewed - 1 / hold) <= 4 * np.sqrt(1 / hold * (1 - 1 / hold) / envs)
+    for action in (np.asarray(first), np.asarray(second)):
+        assert abs(np.mean(action)) < 4 * np.sqrt(1 / 3 / envs)
+        assert abs(np.mean(action**2) - 1 / 3) < 4 * np.sqrt(4 / 45 / envs)
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])

@@ -1,6 +1,7 @@
 import dataclasses
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,28 @@ def test_squared_error_and_its_gradient_are_those_of_numpy(batch, heads, unit):
         np.testing.assert_allclose(last.weight[head, :, 0], (2 * share * error) @ hidden, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(values[head], size * outputs, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_errors_are_weighed_by_the_inverse_square_of_one_and_the_value_in_units(batch, heads):
+    critic = make(dataclasses.replace(MSE, heads=heads))
+    features, action, _ = batch
+    size = np.mean([np.abs(numpy_parts(critic, head, features, action)[1]) for head in range(heads)], axis=0)
+    np.testing.assert_allclose(jax.jit(SoftQ.tolerance)(critic, features, action), (1 + size) ** -2, rtol=1e-4)
+
+
+def test_weighed_by_tolerance_an_error_of_a_percent_costs_the_same_at_all_large_values():
+    critic = make(MSE, discount=0.0)
+    weigh = jax.jit(lambda value: _constant(critic, value).tolerance(jnp.zeros((1, 3)), jnp.zeros((1, 2))))
+    costs = [float(weigh(value)[0] * (0.01 * value) ** 2) for value in (-1e4, -1e3, 1e3, 1e4)]
+    np.testing.assert_allclose(costs, 1e-4, rtol=3e-3)
+    assert float(weigh(0.0)[0]) == 1
+
+
+def _constant(critic: SoftQ, value: float) -> SoftQ:
+    """Says `value` of everything."""
+    silent = jax.tree.map(jnp.zeros_like, critic)
+    return eqx.tree_at(lambda c: c.networks.layers[-1].bias, silent, replace_fn=lambda bias: bias + value)
 
 
 @pytest.mark.parametrize("config", [MSE, HL_GAUSS], ids=["mse", "hl_gauss"])

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.diagnostics import Diagnostics, Effort, reliability, summarize
 from soft_mpcritic.diagnostics.figures import rank_correlation, spread_ratio
 from soft_mpcritic.diagnostics.models import draw_windows

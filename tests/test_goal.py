@@ -12,7 +12,8 @@ import pytest
 from gymnasium import spaces
 
 from soft_mpcritic import video
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.cli import main
 from soft_mpcritic.config import Config, ConfigError, DynamicsConfig
 from soft_mpcritic.controller import Controller
@@ -194,12 +195,12 @@ def test_what_never_ended_is_not_expected_to_end():
 
 def test_the_figures_tell_what_is_still_wrong(learner):
     agent, state = learner
-    _, figures = jax.jit(agent.update)(state)
+    _, figures = jax.jit(agent.learner.update)(state)
     assert 0 < float(figures.reward_error) < 0.3
     assert 0 < float(figures.termination_loss) < 0.03
     fresh_goal = jax.jit(agent.init)(jax.random.key(1)).models.goal
     spoilt = dataclasses.replace(state, models=dataclasses.replace(state.models, goal=fresh_goal))
-    _, worse = jax.jit(agent.update)(spoilt)
+    _, worse = jax.jit(agent.learner.update)(spoilt)
     assert float(worse.reward_error) > 10
     assert float(worse.termination_loss) > 3 * float(figures.termination_loss)
 
@@ -212,7 +213,7 @@ def different(one: Any, other: Any) -> list[bool]:
 def test_models_do_not_learn_from_rewards_nor_the_goal_from_the_critic(learner):
     """Gradients stay where they belong."""
     agent, state = learner
-    update = jax.jit(agent.update)
+    update = jax.jit(agent.learner.update)
     after, _ = update(state)
     assert all(different(after.models.goal.network, state.models.goal.network))
     assert not any(different(after.models.goal.reward_scale, state.models.goal.reward_scale))
@@ -247,7 +248,7 @@ def test_a_known_goal_leaves_nothing_to_learn():
     agent = Agent(dataclasses.replace(SYSTEM, spec=TaskSpec(reward_of, never)).task, small_config())
     state = jax.jit(agent.init)(jax.random.key(0))
     assert state.models.goal is None and state.goal_optimizer is None
-    _, figures = jax.jit(agent.update)(state)
+    _, figures = jax.jit(agent.learner.update)(state)
     assert np.isnan(figures.reward_error) and np.isnan(figures.termination_loss)
     others = [value for name, value in figures._asdict().items() if name not in ("reward_error", "termination_loss")]
     assert np.isfinite(np.asarray(others)).all()

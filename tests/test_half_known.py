@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.envs.tasks import TaskSpec, never
 from soft_mpcritic.types import Dynamics
 from tests.systems import System, learn, small_config

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.config import Config, override
 from soft_mpcritic.envs.tasks import TaskSpec
 from tests.systems import System, always, learn, never, small_config, soft_riccati

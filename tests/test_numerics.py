@@ -107,6 +107,6 @@ def test_targets_leave_out_the_value_after_the_end():
     models = agent.planner.init_models(jax.random.key(0))
     ones = jnp.ones((2, 2))
     batch = Transition(ones, jnp.ones((2, 1)), jnp.array([3.0, 3.0]), ones, jnp.array([0.0, 1.0]))
-    targets, result = agent.targets(models, jax.random.key(1), batch, jnp.zeros((2, 5, 1)))
+    targets, result = agent.learner.targets(models, jax.random.key(1), batch, jnp.zeros((2, 5, 1)))
     expected = [3 + agent.config.objective.discount * float(result.value[0]), 3.0]
     np.testing.assert_allclose(targets, expected, rtol=1e-6)

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from soft_mpcritic.agent import Agent, AgentState
+    from soft_mpcritic.agent import Agent
+    from soft_mpcritic.agent_state import AgentState
     from soft_mpcritic.config import Config, ConfigError, ObjectiveConfig, PlannerConfig, override, preset
     from soft_mpcritic.controller import Controller
     from soft_mpcritic.envs import EnvVector, MjxDynamics, Task, make_task
@@ -93,7 +94,8 @@ __all__ = [
 _PLANNING = ("MPPI", "CVaRReturn", "EntropicReturn", "GaussianPrior", "Scenarios", "UniformPrior", "antithetic", "iid")
 _PROTOCOLS = ("Dynamics", "Prior", "Reward", "RiskMeasure", "Sampler", "TerminalValue", "Termination")
 _HOMES = {
-    "agent": ("Agent", "AgentState"),
+    "agent": ("Agent",),
+    "agent_state": ("AgentState",),
     "config": ("Config", "ConfigError", "ObjectiveConfig", "PlannerConfig", "override", "preset"),
     "controller": ("Controller",),
     "envs": ("EnvVector", "MjxDynamics", "Task", "make_task"),

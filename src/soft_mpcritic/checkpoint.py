@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soft_mpcritic.agent import AgentState
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.archive import Archive, DamagedError, LayoutError, Leaf
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.files import LOG

@@ -118,6 +118,7 @@ class CriticConfig:
     learning_rate: float = 3e-4
     batch_size: int = 64
     loss: Literal["mse", "hl_gauss"] = "mse"
+    relative: bool = False  # do errors count relative to the value, where it is larger than the unit?
     symlog: bool = False  # regress sign(x) log(1 + |x|) of the return x in the critic's unit, or x itself?
     bins: int = 101  # of hl_gauss
     support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, of what is regressed
@@ -145,6 +146,7 @@ class TrainingConfig:
     """The loop around the agent."""
 
     seed_steps: int = 500  # random actions before learning starts
+    seed_hold: float = 1.0  # steps for which a random action is held, on average
     updates_per_step: int = 1  # gradient updates per environment step
     pretrain_updates: int = 500  # updates at the end of the seed phase
     capacity: int = 1_000_000  # transitions that the replay holds
@@ -169,6 +171,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check(self.seed_steps >= 0, "seed_steps", "be >= 0", self.seed_steps, "use 0 to learn from step 1")
+        holds = math.isfinite(self.seed_hold) and self.seed_hold >= 1
+        check(holds, "seed_hold", "be >= 1 steps", self.seed_hold, "1 draws anew at every step")
         check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")
         check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")
         for name in ("updates_per_step", "capacity", "num_envs", "log_every", "evaluate_every", "evaluation_episodes"):

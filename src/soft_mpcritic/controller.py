@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Float, UInt
 
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.compilation import COMPILER_OPTIONS
+from soft_mpcritic.compilation import compiler_options
 from soft_mpcritic.config import check
 from soft_mpcritic.envs import Task
 from soft_mpcritic.exported import ControlLoop, Plants, compiled_solve
@@ -47,7 +47,7 @@ class Controller(ControlLoop):
     ) -> "Controller":
         """The controller of an agent with what it learned."""
         parts = control_program(agent, models, plants)
-        solve = compiled_solve(parts.program, list(parts.arrays.values()), parts.plants, seed, COMPILER_OPTIONS)
+        solve = compiled_solve(parts.program, list(parts.arrays.values()), parts.plants, seed, compiler_options())
         return cls(solve, parts.plants, deadline)
 
 

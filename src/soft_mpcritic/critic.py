@@ -48,6 +48,15 @@ class SoftQ(eqx.Module):
         """The least of the heads: planning looks for the critic's errors, and overestimates hurt most."""
         return jnp.min(self.heads(features, action), axis=0)
 
+    def tolerance(self, features: Float[Array, "R F"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
+        """Weights 1 / (1 + |Q| / unit)^2: errors count in units where values are small, relative to them elsewhere.
+
+        Ten percent of a value of -5,000, into which random actions once ran, then cost what ten percent of one of
+        -300 do; unweighted, errors of the first would drown all differences among good actions.
+        """
+        size = jnp.mean(jnp.abs(self.heads(features, action)), axis=0) / self.unit
+        return (1 + size) ** -2
+
     def loss(
         self,
         features: Float[Array, "R F"],

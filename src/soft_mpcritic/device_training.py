@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from soft_mpcritic.agent import METRIC_NAMES, Agent, AgentState, LearningMetrics
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import METRIC_NAMES, AgentState, LearningMetrics
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.diagnostics import Diagnostics, summarize

@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from soft_mpcritic.agent import AgentState, Health
+from soft_mpcritic.agent_state import AgentState, Health
 from soft_mpcritic.archive import DamagedError
 from soft_mpcritic.files import LOG
 from soft_mpcritic.recording import RunRecord

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import export
 
-from soft_mpcritic.compilation import COMPILER_OPTIONS
+from soft_mpcritic.compilation import cpu_options
 from soft_mpcritic.config import ConfigError, to_dict
 from soft_mpcritic.controller import ControlProgram, control_program, step_seconds
 from soft_mpcritic.exported import ARRAYS, ARTEFACT, FORMAT, MANIFEST, PROGRAM, read_artefact
@@ -53,7 +53,7 @@ def export_run(run_dir: Path, out: Path, plants: int = 1, platforms: Sequence[st
         "plan_slots": parts.plants.slots,
         "step_seconds": step_seconds(agent.task),
         "platforms": list(platforms),
-        "compiler_options": {"cpu": COMPILER_OPTIONS},
+        "compiler_options": {"cpu": cpu_options()},
         "settings": to_dict(settings.config),
         "arrays": list(parts.arrays),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

@@ -221,8 +221,13 @@ def compiled_solve(
     obs = np.zeros((plants.count, plants.obs_size), np.float32)
     start = np.zeros((plants.count, plants.slots, size), np.float32)
     fixed = (arrays, np.uint32(seed))
-    jitted = jax.jit(program, compiler_options=dict(compiler_options))
-    compiled = jitted.lower(*fixed, np.uint32(0), obs, start).compile()
+    lowered = jax.jit(program).lower(*fixed, np.uint32(0), obs, start)
+    try:
+        compiled = lowered.compile(dict(compiler_options))
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        compiled = lowered.compile()  # by another version of XLA, which knows other options
 
     def solve(number: np.uint32, obs: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         plan, value = jax.device_get(compiled(*fixed, number, obs, start))

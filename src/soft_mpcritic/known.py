@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt
 from numpy.typing import ArrayLike
 
-from soft_mpcritic.compilation import COMPILER_OPTIONS, jit
+from soft_mpcritic.compilation import compiler_options, jit
 from soft_mpcritic.config import ConfigError, ObjectiveConfig, PlannerConfig, check
 from soft_mpcritic.envs.tasks import never
 from soft_mpcritic.exported import ControlLoop, Plants, compiled_solve
@@ -123,7 +123,7 @@ class ModelPlanner:
             result = self.solve(jax.random.fold_in(jax.random.key(seed), number), obs, start)
             return result.plan, result.value
 
-        return ControlLoop(compiled_solve(program, [], sizes, seed, COMPILER_OPTIONS), sizes, deadline)
+        return ControlLoop(compiled_solve(program, [], sizes, seed, compiler_options()), sizes, deadline)
 
     @property
     def slots(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from soft_mpcritic.agent import LEARNING_NAMES, METRIC_NAMES
+from soft_mpcritic.agent_state import LEARNING_NAMES, METRIC_NAMES
 from soft_mpcritic.board import Board
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.files import LOG, Table, why

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from soft_mpcritic.agent import AgentState
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import ConfigError, TrainingConfig
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES

@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium as gym
 import jax
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.config import Config, ConfigError, check, preset
 from soft_mpcritic.console import Console
 from soft_mpcritic.controller import Controller

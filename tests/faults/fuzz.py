@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from soft_mpcritic.agent import AgentState
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.config import Config, ConfigError, override, to_dict
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.memory import Footprint, available_memory

@@ -7,7 +7,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.diagnostics.draws import SEED, filled, some
 from soft_mpcritic.diagnostics.figures import Diagnosis

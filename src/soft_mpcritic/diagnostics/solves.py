@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from soft_mpcritic.agent import AgentState
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.config import PlannerConfig
 from soft_mpcritic.planner import Models, Planner
 from soft_mpcritic.planning import MPPI

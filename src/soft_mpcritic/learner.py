@@ -1,0 +1,211 @@
+"""Learning: amortised fitted value iteration of the critic, and one-step prediction of models and goal.
+
+Pure functions of the agent's state; `Learner` holds only settings.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from soft_mpcritic.agent_state import AgentState, LearningMetrics
+from soft_mpcritic.config import Config
+from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss
+from soft_mpcritic.goal import GoalErrors, LearnedGoal
+from soft_mpcritic.math import polyak
+from soft_mpcritic.networks import MLP
+from soft_mpcritic.planner import Models, Planner
+from soft_mpcritic.types import PlanResult, Transition
+
+
+class Optimizers(NamedTuple):
+    """States of the optimisers."""
+
+    dynamics: optax.OptState
+    critic: optax.OptState
+    goal: optax.OptState | None  # None where there is nothing to learn of the goal
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is learned from the replay, with a planner that tells what states are worth."""
+
+    planner: Planner
+
+    def init_optimizers(self, models: Models) -> Optimizers:
+        """The optimisers as they are before the first update."""
+        goal = models.goal
+        return Optimizers(
+            dynamics=self._dynamics_optimizer.init(_params(models.dynamics.members)),
+            critic=self._critic_optimizer.init(_params(models.critic.networks)),
+            goal=None if goal is None else self._dynamics_optimizer.init(_params(goal.network)),
+        )
+
+    def update(self, state: AgentState) -> tuple[AgentState, LearningMetrics]:
+        """One round of amortised value iteration and one step of model learning.
+
+        Of networks whose gradient is not finite, nothing changes; `AgentState.health` counts such updates.
+        """
+        key, critic_key, row_key = jax.random.split(state.key, 3)
+        state, critic_figures, critic_sound = self._update_critic(dataclasses.replace(state, key=key), critic_key)
+        batch = state.replay.take(state.replay.sample_rows(row_key, self._batches * self._config.dynamics.batch_size))
+        state, member_losses, members_sound = self._update_dynamics(state, batch)
+        state, goal_errors, goal_sound = self._update_goal(state, batch)
+        health = state.health.after(critic_sound & members_sound & goal_sound)
+        loss = jnp.mean(member_losses)
+        spread = jnp.std(member_losses) / jnp.maximum(loss, 1e-12)
+        figures = LearningMetrics(
+            dynamics_loss=loss,
+            member_spread=spread,
+            skipped=health.in_a_row.astype(loss.dtype),
+            **critic_figures,
+            **goal_errors._asdict(),
+        )
+        return dataclasses.replace(state, updates=state.updates + 1, health=health), figures
+
+    def targets(
+        self, models: Models, key: PRNGKeyArray, batch: Transition, start: Float[Array, "R T A"]
+    ) -> tuple[Float[Array, " R"], PlanResult]:
+        """y = r + gamma (1 - terminated) V(s'), V by the target planner from `start`; -inf where no sample is valid."""
+        result = self.planner.value(models, key, batch.next_obs, start)
+        alive = batch.terminated == 0  # a product with V would turn an invalid V of a finished episode into NaN
+        future = jnp.where(alive, self._config.objective.discount * result.value, 0.0)
+        return batch.reward + future, result
+
+    def surprise(self, batch: Transition) -> Float[Array, "R S"]:
+        """What the ensemble is to learn of steps: how far they led from where they were known to lead."""
+        return batch.next_obs - self.planner.expected(batch.obs, batch.action)
+
+    def _update_critic(
+        self, state: AgentState, key: PRNGKeyArray
+    ) -> tuple[AgentState, dict[str, Array], Bool[Array, ""]]:
+        config, models, replay = self._config.critic, state.models, state.replay
+        row_key, plan_key = jax.random.split(key)
+        rows = replay.sample_rows(row_key, config.batch_size)
+        batch = replay.take(rows)
+        start, planned_at = replay.take_plans(rows)
+        age = jnp.mean(state.updates.astype(planned_at.dtype) - planned_at)
+        target, result = self.targets(models, plan_key, batch, start)
+        replay = replay.write_plans(rows, result.plan, state.updates)
+
+        weight = jnp.isfinite(target).astype(target.dtype)
+        features = self.planner.features(models, batch.obs)
+        if config.relative:
+            weight = weight * models.target_critic.tolerance(features, batch.action)
+
+        def loss_of(networks: MLP) -> tuple[Array, Array]:
+            critic = dataclasses.replace(models.critic, networks=networks)
+            return critic.loss(features, batch.action, target, weight)
+
+        (loss, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(models.critic.networks)
+        networks, optimizer, sound = _descend(
+            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, state.health.step_size
+        )
+        due = (state.updates + 1) % config.target_every == 0
+        target_step = jnp.where(due, config.target_step, 0.0)
+        models = dataclasses.replace(
+            models,
+            critic=dataclasses.replace(models.critic, networks=networks),
+            target_critic=dataclasses.replace(
+                models.target_critic, networks=polyak(models.target_critic.networks, networks, target_step)
+            ),
+        )
+        figures = {
+            "critic_loss": loss,
+            "q_mean": jnp.mean(values),
+            "q_head_gap": jnp.mean(jnp.max(values, axis=0) - jnp.min(values, axis=0)),
+            "target_mean": jnp.sum(jnp.where(weight > 0, target, 0.0)) / jnp.maximum(jnp.sum(weight), 1),
+            "target_effective_samples": jnp.mean(result.stats.effective_samples),
+            "target_invalid": jnp.mean(result.stats.invalid_fraction),
+            "plan_age": age,
+            "plan_change": jnp.sqrt(jnp.mean((result.plan - start) ** 2)),
+        }
+        return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures, sound
+
+    def _update_dynamics(
+        self, state: AgentState, batch: Transition
+    ) -> tuple[AgentState, Float[Array, " N"], Bool[Array, ""]]:
+        """One step of every member on its own part of the batch, or on all of it."""
+        config, models = self._config.dynamics, state.models
+        inputs = jnp.concatenate([self.planner.features(models, batch.obs), batch.action], axis=-1)
+        targets = models.change_scale.normalize(self.surprise(batch))
+
+        def per_member(flat: Float[Array, "R X"]) -> Float[Array, "N J X"]:
+            grouped = flat.reshape(self._batches, config.batch_size, -1)
+            return jnp.broadcast_to(grouped, (config.members, *grouped.shape[1:]))
+
+        (_, losses), gradient = jax.value_and_grad(dynamics_loss, has_aux=True)(
+            models.dynamics.members, per_member(inputs), per_member(targets)
+        )
+        members, optimizer, sound = _descend(
+            self._dynamics_optimizer,
+            gradient,
+            state.dynamics_optimizer,
+            models.dynamics.members,
+            state.health.step_size,
+        )
+        models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
+        return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses, sound
+
+    def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors, Bool[Array, ""]]:
+        """One step of a learned goal on the whole batch."""
+        models, goal, optimizer = state.models, state.models.goal, state.goal_optimizer
+        if goal is None or optimizer is None:
+            return state, GoalErrors(jnp.array(jnp.nan), jnp.array(jnp.nan)), jnp.array(True)
+        features, next_features = (self.planner.features(models, obs) for obs in (batch.obs, batch.next_obs))
+
+        def loss_of(network: MLP) -> tuple[Array, GoalErrors]:
+            learned = dataclasses.replace(goal, network=network)
+            return learned.loss(features, batch.action, next_features, batch.reward, batch.terminated)
+
+        (_, errors), gradient = jax.value_and_grad(loss_of, has_aux=True)(goal.network)
+        network, optimizer, sound = _descend(
+            self._dynamics_optimizer, gradient, optimizer, goal.network, state.health.step_size
+        )
+        models = dataclasses.replace(models, goal=LearnedGoal(network, goal.reward_scale))
+        return dataclasses.replace(state, models=models, goal_optimizer=optimizer), errors, sound
+
+    @property
+    def _config(self) -> Config:
+        return self.planner.config
+
+    @property
+    def _batches(self) -> int:
+        """How many minibatches the members share out among them."""
+        return self._config.dynamics.members if self._config.dynamics.own_batches else 1
+
+    @cached_property
+    def _dynamics_optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self._config.dynamics.learning_rate)
+
+    @cached_property
+    def _critic_optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self._config.critic.learning_rate)
+
+
+def _descend(
+    optimizer: optax.GradientTransformation,
+    gradient: MLP,
+    state: optax.OptState,
+    networks: MLP,
+    step_size: Float[Array, ""],
+) -> tuple[MLP, optax.OptState, Bool[Array, ""]]:
+    """One step of an optimiser, times `step_size`; no step where the gradient is not finite. Was there one?
+
+    The squares are asked, not the gradient: where one overflows, Adam would never move that parameter again.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers, whatever is asked of us
+        change, moved = optimizer.update(_params(gradient), state)
+    sound = jnp.isfinite(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+    networks = jax.tree.map(lambda p, c: p + jnp.where(sound, step_size * c, 0.0), networks, change)
+    return networks, jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state), sound
+
+
+def _params(networks: MLP) -> Any:
+    """Optax's own name for any pytree of arrays does not admit ours."""
+    return networks
