@@ -3,7 +3,6 @@
 import dataclasses
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,12 +20,11 @@ from soft_mpcritic import cli
 from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit
-from soft_mpcritic.config import ConfigError
+from soft_mpcritic.config import Config, ConfigError, override
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.run_folder import RunFolder, RunSettings
-from soft_mpcritic.viewer import session as session_module
 from soft_mpcritic.viewer.foresight import Foresight, Setting, adapted
-from soft_mpcritic.viewer.loop import Clock, Loop, check_port, open_viewer, view_run
+from soft_mpcritic.viewer.loop import Clock, Loop, check_port, open_viewer
 from soft_mpcritic.viewer.plant import Column, Plant, find_columns
 from soft_mpcritic.viewer.session import Session
 from tests.systems import small_config
@@ -42,12 +40,24 @@ def untrained() -> tuple[Agent, AgentState]:
     return agent, jit(agent.init)(jax.random.key(0))
 
 
-@pytest.fixture
-def session(untrained) -> Iterator[Session]:
+@pytest.fixture(scope="module")
+def one_session(untrained) -> Iterator[Session]:
     agent, state = untrained
     made = Session(agent, state.models, seed=0)
     yield made
     made.close()
+
+
+@pytest.fixture
+def session(one_session) -> Session:
+    """As good as new: what was compiled is kept."""
+    one_session.wanted = Setting(8, 4)
+    until_settled(one_session)
+    one_session.temperature = small_config().objective.temperature
+    one_session.history.clear()
+    one_session.reset()
+    one_session.time, one_session.episode = 0.0, 1
+    return one_session
 
 
 def until_settled(session: Session) -> None:
@@ -235,10 +245,10 @@ def test_the_last_of_many_wishes_counts(session):
 
 
 def test_a_setting_that_cannot_be_compiled_leaves_the_old_one(session, monkeypatch):
-    def refuse(*_: Any) -> Foresight:
+    def refuse(_: Setting) -> Foresight:
         raise MemoryError("too\nlarge")
 
-    monkeypatch.setattr(session_module, "Foresight", refuse)
+    monkeypatch.setattr(session, "_compile", refuse)
     session.wanted = Setting(9, 4)
     until_settled(session)
     assert session.setting == Setting(8, 4)
@@ -361,3 +371,77 @@ def test_a_port_in_use_is_refused():
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use: choose another one"):
             check_port("127.0.0.1", port)
+
+
+# ------------------------------------------------------------------ the browser
+
+MISSING = [name for name in ("viser", "selenium") if find_spec(name) is None]
+MISSING += [name for name in ("chromium", "chromedriver") if which(name) is None]
+FLAGS = (
+    "--headless --no-sandbox --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader --window-size=1400,860"
+)
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator[Any]:
+    from selenium import webdriver  # pyright: ignore[reportMissingImports]
+    from selenium.webdriver.chrome.service import Service  # pyright: ignore[reportMissingImports]
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = which("chromium")
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(which("chromedriver")))
+    driver.set_page_load_timeout(120)
+    yield driver
+    driver.quit()
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def type_into(browser: Any, label: str, text: str) -> None:
+    """Writes into the number beside a slider."""
+    from selenium.webdriver.common.keys import Keys  # pyright: ignore[reportMissingImports]
+
+    field = browser.find_element("xpath", f"//label[text()='{label}']/following::input[@type='text' or not(@type)][1]")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(text, Keys.ENTER)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of the server and of the driver
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
+def test_a_browser_shows_a_plant_that_moves_and_reacts(browser):
+    """With 200 samples: 30 frames a second, a slider changes the solve, a push the plant, and nothing complains."""
+    agent = Agent(make_task(DOUBLE), override(Config(), {"planner.num_samples": 200, "training.capacity": 512}))
+    session = Session(agent, jit(agent.init)(jax.random.key(0)).models, seed=0)
+    port, stopped = free_port(), threading.Event()
+    server, loop = open_viewer(session, DOUBLE, agent.config.dynamics.members, "127.0.0.1", port)
+    thread = threading.Thread(target=loop.run, args=(stopped.is_set,))
+    thread.start()
+    try:
+        browser.get(f"http://127.0.0.1:{port}")
+        wait_for(lambda: len(server.get_clients()) == 1)
+        wait_for(lambda: "frames a second" in browser.page_source and "soft value" in browser.page_source)
+        wait_for(lambda: loop.frame_rate >= 29.5 and len(session.history) > 40)
+        assert session.setting.num_samples == 200
+        type_into(browser, "horizon", "7")
+        wait_for(lambda: session.setting.horizon == 7)
+        wait_for(lambda: "200 samples, horizon 7" in browser.page_source)
+        assert not session.plant._force.any()
+        browser.find_element("xpath", "//button[contains(., 'push')]").click()
+        wait_for(lambda: session.plant._force.any())
+        assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+    finally:
+        stopped.set()
+        thread.join(timeout=60)
+        server.stop()
+        session.close()

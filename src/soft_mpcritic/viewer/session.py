@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from soft_mpcritic.viewer.foresight import Foresight, Imagined, Setting
 from soft_mpcritic.viewer.plant import Plant
 
 MEMORY = 10.0  # s of the plant's time that charts show
+KEPT = 16  # compiled settings, for going back to them at once
 
 
 class Moment(NamedTuple):
@@ -32,9 +34,11 @@ class Session:
 
     def __init__(self, agent: Agent, models: Models, seed: int, **options: Any) -> None:
         config = agent.config
-        self._agent, self._models, self._seed = agent, models, seed
+        self._seed = seed
+        self._compile = lru_cache(KEPT)(partial(Foresight, agent, models, seed=seed))
         self.temperature = config.objective.temperature
         self.wanted = Setting(config.planner.num_samples, config.planner.horizon)
+        self._actions = agent.task.action_size
         self.plant = Plant(agent.task, seed, **options)
         self.history: deque[Moment] = deque(maxlen=max(round(MEMORY / self.plant.step_seconds), 2))
         self.time, self.ret, self.episode = 0.0, 0.0, 1
@@ -131,8 +135,5 @@ class Session:
         self._start = np.pad(kept, ((0, setting.horizon + 1 - len(kept)), (0, 0)))
         return True
 
-    def _compile(self, setting: Setting) -> Foresight:
-        return Foresight(self._agent, self._models, setting, self._seed)
-
     def _cold(self) -> Float[np.ndarray, "T A"]:
-        return np.zeros((self.setting.horizon + 1, self._agent.task.action_size), np.float32)
+        return np.zeros((self.setting.horizon + 1, self._actions), np.float32)
