@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import check
-from soft_mpcritic.envs import EnvVector
+from soft_mpcritic.envs import EnvVector, Task
 from soft_mpcritic.evaluation import controlled_steps
 from soft_mpcritic.planner import Models
 
@@ -26,7 +26,7 @@ MAX_FRAMES = 1000
 
 def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
     """Writes one deterministic episode as a film in real time; the format follows from the file's ending."""
-    envs = EnvVector(agent.task, 1, **_render_options(agent))
+    envs = EnvVector(agent.task, 1, **render_options(agent.task))
     try:
         frame = _frame_source(envs.first_env)
         steps = controlled_steps(agent, jit(agent.planner.control), models, envs, seed)
@@ -51,13 +51,13 @@ def _film(out: Path, rate: float) -> Iterator[Any]:
             yield film
 
 
-def _render_options(agent: Agent) -> dict[str, Any]:
+def render_options(task: Task) -> dict[str, Any]:
     """OpenGL off screen if it works here, found out on an environment of its own."""
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     options = {"render_mode": "rgb_array"}
     try:
-        with closing(agent.task.make_env(**options)) as env:
+        with closing(task.make_env(**options)) as env:
             env.reset(seed=0)
             return options if isinstance(env.render(), np.ndarray) else {}
     except Exception:  # each way in which a graphics driver or the rendering itself is missing raises something else

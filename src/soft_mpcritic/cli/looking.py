@@ -8,15 +8,17 @@ from typing import Annotated
 
 import tyro
 
-from soft_mpcritic.cli.checks import PICTURES, check_parent
+from soft_mpcritic.cli.checks import PICTURES, check_parent, check_seed
 from soft_mpcritic.comparison import EvaluatedRun, GroupBy, group_runs, markdown_table, write_tidy
 from soft_mpcritic.config import check
 from soft_mpcritic.device_training import seed_folders
 from soft_mpcritic.diagnosis import diagnose_run, in_words
+from soft_mpcritic.evaluation import EVALUATION_SEED
 from soft_mpcritic.inspection import compare_runs, differences_in_words, inspect_run
 from soft_mpcritic.inspection import in_words as inspection_in_words
 from soft_mpcritic.plotting import BandKind, XAxis, plot_groups
 from soft_mpcritic.run_folder import RunFolder
+from soft_mpcritic.viewer.loop import view_run
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,22 @@ class InspectArgs:
         else:
             record = inspect_run(*folders)
             print(json.dumps(record) if self.json else inspection_in_words(record))
+
+
+@dataclass(frozen=True)
+class ViewArgs:
+    """Watch a run's controller at work in a browser: its plant, plans and value, live. Needs the extra viewer."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A folder that `train` made."""
+    port: int = 8080
+    """Of the page."""
+    host: str = "127.0.0.1"
+    """Who may look: this machine alone, or with 0.0.0.0 everybody who reaches it."""
+    seed: int = EVALUATION_SEED
+    """Of the environment and of the planner's noise."""
+
+    def run(self) -> None:
+        """Serves the page until Ctrl-C."""
+        check_seed(self.seed)
+        view_run(self.run_dir, self.host, self.port, self.seed)

@@ -14,7 +14,7 @@ from soft_mpcritic.bench.control import ControlArgs
 from soft_mpcritic.bench.planner import PlannerArgs
 from soft_mpcritic.bench.training import TrainingArgs
 from soft_mpcritic.cli.acting import EvaluateArgs, ExportArgs
-from soft_mpcritic.cli.looking import DiagnoseArgs, InspectArgs, PlotArgs
+from soft_mpcritic.cli.looking import DiagnoseArgs, InspectArgs, PlotArgs, ViewArgs
 from soft_mpcritic.cli.training import BaselineArgs, TrainArgs
 from soft_mpcritic.config import PRESETS, ConfigError, check, preset
 from soft_mpcritic.device_training import seed_folders
@@ -32,6 +32,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[PlotArgs, tyro.conf.subcommand("plot")]
         | Annotated[DiagnoseArgs, tyro.conf.subcommand("diagnose")]
         | Annotated[InspectArgs, tyro.conf.subcommand("inspect")]
+        | Annotated[ViewArgs, tyro.conf.subcommand("view")]
         | Annotated[ExportArgs, tyro.conf.subcommand("export")]
         | Annotated[ReproduceArgs, tyro.conf.subcommand("reproduce")]
         | _bench_command()
