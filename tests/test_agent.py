@@ -145,6 +145,32 @@ def test_relative_errors_are_weighed_by_what_the_slow_critic_says_of_the_stored_
     assert (float(weight[0]) < 0.9) == relative
 
 
+@pytest.mark.parametrize("terminated", [0.0, 1.0])
+def test_imagined_steps_stand_beside_drawn_ones_and_follow_none_that_ended_an_episode(terminated):
+    agent, state = make(critic__imagined=0.5)
+    size, slots = agent.config.critic.batch_size // 2, agent.config.target_planner.horizon + 1
+    batch = Transition(
+        jnp.zeros((size, 1)), jnp.zeros((size, 1)), jnp.zeros(size), jnp.ones((size, 1)), jnp.full(size, terminated)
+    )
+    plans = 0.3 * jnp.ones((size, slots, 1))
+    joined, starts, weight = agent.learner._beside_imagined(state.models, jax.random.key(0), batch, plans)
+    assert joined.obs.shape == (2 * size, 1) and starts.shape == (2 * size, slots, 1)
+    np.testing.assert_array_equal(joined.obs[:size], batch.obs)
+    np.testing.assert_array_equal(starts[:size], plans)
+    np.testing.assert_array_equal(weight, [1.0] * size + [1 - terminated] * size)
+    assert np.all(np.asarray(joined.obs[size:]) != batch.next_obs)  # a model's step away from it
+
+
+def test_only_plans_of_drawn_steps_are_written_back():
+    batch_size = 16
+    agent, state = make(critic__imagined=0.5, critic__batch_size=batch_size)
+    state = filled(agent, state)
+    after, figures = jax.jit(agent.learner.update)(state)
+    changed = np.any(np.asarray(state.replay.plans != after.replay.plans)[:, :-1], axis=1)
+    assert 0 < changed.sum() <= batch_size // 2
+    assert np.isfinite(float(figures.critic_loss))
+
+
 def test_invalid_targets_do_not_reach_the_critic():
     """A reward of NaN in the model makes every sample invalid: critic and plans stand still, and it is counted."""
     spec = TaskSpec(lambda s, a, n: jnp.full(s.shape[0], jnp.nan), never)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from soft_mpcritic.envs.tasks import TaskSpec
+from soft_mpcritic.parts import Parts
 from soft_mpcritic.planner import Models, Planner
+from soft_mpcritic.planning import shift
 from tests.systems import System, never, small_config
 
 OBS = np.array([[0.3, -0.2], [0.1, 0.5]], np.float32)
@@ -82,3 +84,36 @@ def test_a_cold_solve_knows_nothing_of_the_start_that_is_given(solve, cold):
         jax.tree.map(np.testing.assert_array_equal, from_start, from_zeros)
     else:
         assert np.abs(from_start.plan - from_zeros.plan).min() > 1e-3
+
+
+def half_likely(obs, action, next_obs):
+    return jnp.full(obs.shape[0], 0.5)
+
+
+@pytest.mark.parametrize("horizon", [0, 1, 3])
+def test_an_imagined_step_is_one_that_the_models_make_of_the_plan_and_all_depths_occur(horizon):
+    """With samples that are the plan itself: the step at depth d of its rollout, and what is left of it from there."""
+    system = System(lambda s, a: s, TaskSpec(going_up_and_left, half_likely), obs_size=2)
+    config = small_config(dynamics__members=1, target_planner__horizon=horizon)
+    planner = Planner(system.task, config, Parts(sampler=lambda key, shape: jnp.zeros(shape)))
+    models = planner.init_models(jax.random.key(1))
+    plan = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, horizon + 1, 1)), jnp.float32)
+    imagine = jax.jit(planner.imagine)
+
+    steps, obs, left = [], jnp.asarray(OBS), plan
+    member = jax.tree.map(lambda leaf: leaf[0], models.dynamics.members)
+    for time in range(horizon + 1):
+        outcome, left = planner.model_step(models, member, obs, plan[:, time]), shift(left)
+        steps.append((obs, plan[:, time], outcome.reward, outcome.next_obs, left))
+        obs = outcome.next_obs
+
+    depths = set()
+    for seed in range(30):
+        step, alive, start = imagine(models, jax.random.key(seed), jnp.asarray(OBS), plan)
+        depth = round(-np.log2(alive[0]))
+        depths.add(depth)
+        for told, expected in zip((*step[:4], start), steps[depth], strict=True):
+            np.testing.assert_allclose(told, expected, atol=1e-6)
+        np.testing.assert_allclose(step.terminated, 0.5)
+        np.testing.assert_allclose(alive, 0.5**depth)
+    assert depths == set(range(min(1, horizon), horizon + 1))

@@ -118,6 +118,7 @@ class CriticConfig:
     learning_rate: float = 3e-4
     batch_size: int = 64
     loss: Literal["mse", "hl_gauss"] = "mse"
+    imagined: float = 0.0  # share of the batch that begins where plans end, by the models
     relative: bool = False  # do errors count relative to the value, where it is larger than the unit?
     symlog: bool = False  # regress sign(x) log(1 + |x|) of the return x in the critic's unit, or x itself?
     bins: int = 101  # of hl_gauss
@@ -132,6 +133,8 @@ class CriticConfig:
         check(self.heads in (1, 2), "heads", "be 1 or 2", self.heads, "2 guards against overestimation")
         check(0 < self.target_step <= 1, "target_step", "lie in (0, 1]", self.target_step, "try 0.005")
         check(self.target_every >= 1, "target_every", "be >= 1", self.target_every, "use 1 for every update")
+        imagines = 0 <= self.imagined <= 0.5
+        check(imagines, "imagined", "lie in [0, 0.5]", self.imagined, "each begins at a step that was experienced")
         check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
         check(_positive(self.scale), "scale", "be > 0", self.scale, "use the size of a usual reward")
         pair = len(self.support) == 2 and all(isinstance(end, int | float) for end in self.support)

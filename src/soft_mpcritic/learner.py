@@ -73,9 +73,9 @@ class Learner:
     ) -> tuple[Float[Array, " R"], PlanResult]:
         """y = r + gamma (1 - terminated) V(s'), V by the target planner from `start`; -inf where no sample is valid."""
         result = self.planner.value(models, key, batch.next_obs, start)
-        alive = batch.terminated == 0  # a product with V would turn an invalid V of a finished episode into NaN
-        future = jnp.where(alive, self._config.objective.discount * result.value, 0.0)
-        return batch.reward + future, result
+        future = self._config.objective.discount * (1 - batch.terminated) * result.value
+        # Of a finished episode nothing is left, even where V is invalid and the product NaN.
+        return batch.reward + jnp.where(batch.terminated < 1, future, 0.0), result
 
     def surprise(self, batch: Transition) -> Float[Array, "R S"]:
         """What the ensemble is to learn of steps: how far they led from where they were known to lead."""
@@ -86,14 +86,15 @@ class Learner:
     ) -> tuple[AgentState, dict[str, Array], Bool[Array, ""]]:
         config, models, replay = self._config.critic, state.models, state.replay
         row_key, plan_key = jax.random.split(key)
-        rows = replay.sample_rows(row_key, config.batch_size)
-        batch = replay.take(rows)
-        start, planned_at = replay.take_plans(rows)
+        rows = replay.sample_rows(row_key, config.batch_size - self._imagined)
+        plans, planned_at = replay.take_plans(rows)
         age = jnp.mean(state.updates.astype(planned_at.dtype) - planned_at)
+        batch, start, weight = self._beside_imagined(models, plan_key, replay.take(rows), plans)
         target, result = self.targets(models, plan_key, batch, start)
-        replay = replay.write_plans(rows, result.plan, state.updates)
+        refined = result.plan[: rows.shape[0]]
+        replay = replay.write_plans(rows, refined, state.updates)
 
-        weight = jnp.isfinite(target).astype(target.dtype)
+        weight = jnp.where(jnp.isfinite(target), weight, 0.0)
         features = self.planner.features(models, batch.obs)
         if config.relative:
             weight = weight * models.target_critic.tolerance(features, batch.action)
@@ -123,9 +124,26 @@ class Learner:
             "target_effective_samples": jnp.mean(result.stats.effective_samples),
             "target_invalid": jnp.mean(result.stats.invalid_fraction),
             "plan_age": age,
-            "plan_change": jnp.sqrt(jnp.mean((result.plan - start) ** 2)),
+            "plan_change": jnp.sqrt(jnp.mean((refined - plans) ** 2)),
         }
         return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures, sound
+
+    def _beside_imagined(
+        self, models: Models, key: PRNGKeyArray, batch: Transition, start: Float[Array, "J T A"]
+    ) -> tuple[Transition, Float[Array, "R T A"], Float[Array, " R"]]:
+        """J drawn transitions, and steps beside them that begin where plans of theirs end; starts and weights of all.
+
+        There Q is asked, and nothing that was experienced corrects it: plans that are refined again and again find
+        where it errs, and its errors would grow from one target to the next.
+        """
+        weight, count = jnp.ones(start.shape[0]), self._imagined
+        if count == 0:
+            return batch, start, weight
+        key = jax.random.fold_in(key, 2)  # 0 and 1 are the target solve's own
+        imagined = self.planner.imagine(models, key, batch.next_obs[:count], start[:count])
+        joined = Transition(*(jnp.concatenate(pair) for pair in zip(batch, imagined.transition, strict=True)))
+        starts = jnp.concatenate([start, imagined.start])
+        return joined, starts, jnp.concatenate([weight, imagined.alive * (1 - batch.terminated[:count])])
 
     def _update_dynamics(
         self, state: AgentState, batch: Transition
@@ -173,6 +191,11 @@ class Learner:
     @property
     def _config(self) -> Config:
         return self.planner.config
+
+    @property
+    def _imagined(self) -> int:
+        """How many steps of the critic's batch are imagined."""
+        return round(self._config.critic.imagined * self._config.critic.batch_size)
 
     @property
     def _batches(self) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.config import Config, ObjectiveConfig, PlannerConfig
 from soft_mpcritic.critic import SoftQ
@@ -30,7 +30,7 @@ from soft_mpcritic.planning import (
     shift,
     worst_return,
 )
-from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome
+from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome, Transition
 
 
 class Models(eqx.Module):
@@ -51,6 +51,14 @@ class Decision(NamedTuple):
     start: Float[Array, "B T A"]  # of the next solve
     action: Float[Array, "B A"]  # the same action in the library's box
     value: Float[Array, " B"]  # soft value of the solve, reward units
+
+
+class Imagined(NamedTuple):
+    """Steps that only the models know."""
+
+    transition: Transition  # `terminated` is a probability
+    alive: Float[Array, " B"]  # probability that the episode has come so far
+    start: Float[Array, "B T A"]  # of a solve at the next observation: what is left of the plan
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,31 @@ class Planner:
     ) -> PlanResult:
         """The target solve at `obs` from `start`, with the slow copy of the critic."""
         return self._solve(self.config.target_planner, models, models.target_critic, key, obs, start)
+
+    def imagine(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+    ) -> Imagined:
+        """A step that the models make of one sample of a target solve, a drawn number of steps ahead: 1 to H."""
+        mppi, horizon = self.mppi(self.config.target_planner), start.shape[1] - 1
+        sample_key, member_key, depth_key = jax.random.split(key, 3)
+        actions = mppi.prior.propose(mppi.sampler(sample_key, (1, *start.shape)), start)[0]
+        drawn = jax.random.randint(member_key, (start.shape[1],), 0, self.config.dynamics.members)
+        depth = jax.random.randint(depth_key, (), min(1, horizon), horizon + 1)
+
+        def step(time: Int[Array, ""], obs: Float[Array, "B S"]) -> StepOutcome:
+            member = jax.tree.map(lambda leaf: leaf[drawn[time]], models.dynamics.members)
+            return self.model_step(models, member, obs, actions[:, time])
+
+        def advance(time: Int[Array, ""], carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            obs, alive, plan = carry
+            outcome = step(time, obs)
+            return outcome.next_obs, alive * outcome.continuation, shift(plan)
+
+        obs, alive, plan = jax.lax.fori_loop(0, depth, advance, (obs, jnp.ones(obs.shape[0]), start))
+        outcome = step(depth, obs)
+        action = jnp.clip(actions[:, depth], -1, 1)
+        transition = Transition(obs, action, outcome.reward, outcome.next_obs, 1 - outcome.continuation)
+        return Imagined(transition, alive, shift(plan))
 
     def _solve(
         self,
