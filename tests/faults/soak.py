@@ -137,7 +137,13 @@ def soak_controller(seconds: float, rate: float, out: Path, light: bool) -> dict
     envs.close()
     draw(out / "soak_controller.png", rows, "minute", ("p50_ms", "p99_ms", "resident_mb"))
     drift = float(np.polyfit([row["minute"] for row in rows], [row["p50_ms"] for row in rows], 1)[0]) if rows[1:] else 0
-    return {"seconds": seconds, "rate": rate, "ticks": ticks, **counted, "drift_of_p50_us_per_hour": round(6e4 * drift, 1)}
+    return {
+        "seconds": seconds,
+        "rate": rate,
+        "ticks": ticks,
+        **counted,
+        "drift_of_p50_us_per_hour": round(6e4 * drift, 1),
+    }
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
