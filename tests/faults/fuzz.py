@@ -1,18 +1,22 @@
-"""Configurations drawn at random: each is refused in one line, or trains with finite numbers.
+"""Configurations drawn at random: each is refused in one line, or makes an agent that trains with finite numbers.
 
-python -m tests.faults.fuzz --examples 10000
+python -m tests.faults.fuzz --examples 10000 --trained 500 --log results/reliability/fuzz.csv
 """
 
 import argparse
+import csv
+import faulthandler
 import math
 import time
 from collections import Counter
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from soft_mpcritic.agent import AgentState
@@ -22,6 +26,9 @@ from soft_mpcritic.memory import Footprint, available_memory
 from tests.systems import SMALL, System, learn, never
 
 STEPS = 50
+LONGEST = 900.0  # s that one configuration may take, on a machine with other work; more is a hang
+SHOWN = 100  # configurations between two lines of a long campaign
+OUTCOMES = ("drawn", "refused", "evaluated", "trained")
 TINY = {**SMALL, "dynamics.width": 8, "critic.width": 8, "training.capacity": 64}
 BASE = override(Config(), TINY)
 SYSTEM = System(
@@ -31,6 +38,7 @@ SYSTEM = System(
 )
 ODD = [-1, 0, 10**18, -(10**18), math.nan, math.inf, -math.inf, 1e-300, 1e300, "x", None, True, 2.5]
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]  # compiling takes time
+GENERATED = [Phase.generate]  # to shrink a failure would compile it many times over
 NONSENSE = st.sampled_from(ODD)
 WITHIN: dict[str, st.SearchStrategy[Any]] = {  # what a tiny run can afford; the rest is a matter of patience
     "objective.variance": st.floats(1e-6, 1e3),
@@ -106,6 +114,14 @@ def accepted(changes: dict[str, Any]) -> Config | None:
         return None
 
 
+def evaluated(config: Config) -> None:
+    """Initialises, steps and learns with shapes and types alone: what compiling begins with."""
+    whole = partial(learn.__wrapped__, SYSTEM, config, steps=STEPS)
+    state = jax.eval_shape(whole, jax.random.key(0))
+    assert state.pending.action.shape == (config.training.num_envs, 1)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.models)} == {"float32"}
+
+
 def trained(config: Config) -> AgentState:
     """The agent after `STEPS` steps of a tiny system."""
     return learn(SYSTEM, config, jax.random.key(0), STEPS)
@@ -119,34 +135,77 @@ def check_finite(state: AgentState) -> None:
     assert np.all(np.abs(np.asarray(state.replay.plans[:, :-1])) <= 1)
 
 
-def campaign(examples: int, number: int, seconds: float) -> Counter[str]:
-    """Draws `examples` configurations, or as many as `seconds` allow; half of them with nonsense."""
-    told, began = Counter[str](), time.monotonic()
+class Campaign:
+    """Draws configurations, half of them with nonsense; what came of them, by setting."""
 
-    @seed(number)
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=SLOW)
-    @given(st.booleans().flatmap(assignments))
-    def draw(changes: dict[str, Any]) -> None:
-        if time.monotonic() - began > seconds:
-            return
-        config = accepted(changes)
-        told["refused" if config is None else "trained"] += 1
-        if config is not None:
+    def __init__(self, log: Path | None = None) -> None:
+        self.told = Counter[str]()
+        self._by_setting = {name: Counter[str]() for name in sorted(KNOWN)}
+        self._log = log
+
+    def go(self, examples: int, number: int, trained_at_most: int, seconds: float = math.inf) -> None:
+        """Every configuration that is accepted is evaluated abstractly; the first ones also train, for `seconds`."""
+        began = time.monotonic()
+
+        @seed(number)
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=SLOW, phases=GENERATED)
+        @given(st.booleans().flatmap(assignments))
+        def draw(changes: dict[str, Any]) -> None:
+            time_is_left = time.monotonic() - began < seconds
+            self._count(changes, self._try(changes, time_is_left and self.told["trained"] < trained_at_most))
+
+        draw()
+        self._write()
+
+    def _try(self, changes: dict[str, Any], train: bool) -> list[str]:
+        """What came of one; a case that takes longer than `LONGEST` ends the process with a traceback."""
+        faulthandler.dump_traceback_later(LONGEST, exit=True)
+        try:
+            config = accepted(changes)
+            if config is None:
+                return ["refused"]
+            evaluated(config)
+            if not train:
+                return ["evaluated"]
             check_finite(trained(config))
+            return ["evaluated", "trained"]
+        except BaseException:
+            print(f"failed with {changes}", flush=True)
+            raise
+        finally:
+            faulthandler.cancel_dump_traceback_later()
             jax.clear_caches()
 
-    draw()
-    return told
+    def _count(self, changes: dict[str, Any], outcomes: list[str]) -> None:
+        self.told.update(["drawn", *outcomes])
+        for name in changes:
+            self._by_setting[name].update(["drawn", *outcomes])
+        if self.told["drawn"] % SHOWN == 0:
+            print(dict(self.told), "none failed", flush=True)
+            self._write()
+
+    def _write(self) -> None:
+        if self._log is None:
+            return
+        with self._log.open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["setting", *OUTCOMES])
+            for name, counts in [("any", self.told), *self._by_setting.items()]:
+                table.writerow([name, *(counts[outcome] for outcome in OUTCOMES)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--trained", type=int, default=500, help="how many of those accepted train for 50 steps")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which none trains any more")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--log", type=Path, help="a table of what came of the configurations, by setting")
     asked = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)
-    print(dict(campaign(asked.examples, asked.seed, asked.seconds)), "none failed")
+    campaign = Campaign(asked.log)
+    campaign.go(asked.examples, asked.seed, asked.trained, asked.seconds)
+    print(dict(campaign.told), "none failed")
 
 
 if __name__ == "__main__":

@@ -101,9 +101,9 @@ def soak_training(steps: int, out: Path) -> dict[str, Any]:
 def soak_controller(seconds: float, rate: float, out: Path, light: bool) -> dict[str, Any]:
     """An untrained controller at `rate` Hz: what is asked is when it acts, not how well.
 
-    A call is late where it takes longer than a period. Each that is late by the controller's own clock has to be among
-    the misses that it reports. Where a call is late by a clock outside, and in time by the controller's own, the thread
-    lost its processor between the two looks at the clocks, which nobody within can see.
+    A call is late where it takes longer than a period, by a clock outside. Each that is late by the controller's own
+    latency has to be among the misses that it reports (`late_not_counted`). Where a call is late outside and no miss
+    (`late_outside`), the thread lost its processor after the controller's last look at the clock.
     """
     task = make_task(ENV_ID)
     agent = Agent(task, override(Config(), LIGHT) if light else Config())
@@ -121,7 +121,7 @@ def soak_controller(seconds: float, rate: float, out: Path, light: bool) -> dict
         durations.append(time.perf_counter() - called)
         own = controller.latencies.total - spent
         late += durations[-1] > 1 / rate
-        outside += durations[-1] > 1 / rate >= own
+        outside += durations[-1] > 1 / rate >= own and controller.misses == misses
         unreported += own > 1 / rate and controller.misses == misses
         misses, spent = controller.misses, controller.latencies.total
         experience = envs.step(action[None])

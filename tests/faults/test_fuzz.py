@@ -48,7 +48,9 @@ def test_configurations_that_are_accepted_train(changes: dict[str, Any]):
 
 @pytest.mark.slow
 def test_ten_thousand_configurations():
-    assert fuzz.campaign(10_000, 0, float("inf")).total() >= 10_000
+    campaign = fuzz.Campaign()
+    campaign.go(10_000, 0, trained_at_most=500)
+    assert campaign.told["drawn"] >= 10_000 and campaign.told["trained"] >= 500
 
 
 EXTREMES = [0.0, -0.0, 1.0, -1.0, 1e30, -1e30, 3.4e38, -3.4e38, 1e-38, 1e-45, np.inf, -np.inf, np.nan]
