@@ -1,14 +1,16 @@
 """Configurations drawn at random: each is refused in one line, or makes an agent that trains with finite numbers.
 
-python -m tests.faults.fuzz --examples 10000 --trained 500 --log results/reliability/fuzz.csv
+python -m tests.faults.fuzz --examples 10000 --log results/reliability/fuzz.csv
 """
 
 import argparse
 import csv
 import faulthandler
 import math
-import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from jaxtyping import Array
 
-from soft_mpcritic.agent import AgentState
+from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.config import Config, ConfigError, override, to_dict
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.memory import Footprint, available_memory
@@ -28,7 +31,7 @@ from tests.systems import SMALL, System, learn, never
 STEPS = 50
 LONGEST = 900.0  # s that one configuration may take, on a machine with other work; more is a hang
 SHOWN = 100  # configurations between two lines of a long campaign
-OUTCOMES = ("drawn", "refused", "evaluated", "trained")
+OUTCOMES = ("drawn", "refused", "built", "evaluated", "compiled", "trained")
 TINY = {**SMALL, "dynamics.width": 8, "critic.width": 8, "training.capacity": 64}
 BASE = override(Config(), TINY)
 SYSTEM = System(
@@ -65,6 +68,11 @@ WITHIN: dict[str, st.SearchStrategy[Any]] = {  # what a tiny run can afford; the
     "training.num_envs": st.integers(1, 5),
     "training.seed_steps": st.integers(0, 60),
     "training.target_steps": st.floats(0, 1),
+}
+OPEN = {  # settings that a compiled loop can be handed as data, and their bounds
+    "objective.temperature": (1e-6, 1e6),
+    "objective.risk_parameter": (1e-3, 1.0),
+    "dynamics.learning_rate": (1e-8, 1.0),
 }
 KNOWN = {f"{section}.{name}": value for section, values in to_dict(BASE).items() for name, value in values.items()}
 CHOICES = {
@@ -114,6 +122,12 @@ def accepted(changes: dict[str, Any]) -> Config | None:
         return None
 
 
+def built(config: Config) -> None:
+    """Makes the agent and, of its first state, shapes and types."""
+    shapes = jax.eval_shape(Agent(SYSTEM.task, config).init, jax.random.key(0))
+    assert shapes.pending.action.shape == (config.training.num_envs, 1)
+
+
 def evaluated(config: Config) -> None:
     """Initialises, steps and learns with shapes and types alone: what compiling begins with."""
     whole = partial(learn.__wrapped__, SYSTEM, config, steps=STEPS)
@@ -127,6 +141,31 @@ def trained(config: Config) -> AgentState:
     return learn(SYSTEM, config, jax.random.key(0), STEPS)
 
 
+def trained_often(config: Config, often: int) -> Iterator[tuple[dict[str, float], AgentState]]:
+    """`trained` for `often` draws of the `OPEN` settings, each with a key of its own, by one compilation."""
+    rng = np.random.default_rng(0)
+
+    @jax.jit
+    def train(values: dict[str, Array], key: Array) -> AgentState:
+        return learn.__wrapped__(SYSTEM, _laid_over(config, values), key, STEPS)
+
+    for index in range(often):
+        drawn = {name: float(np.exp(rng.uniform(np.log(low), np.log(high)))) for name, (low, high) in OPEN.items()}
+        override(config, drawn)  # to be told if they were not admitted
+        yield drawn, train({name: jnp.float32(value) for name, value in drawn.items()}, jax.random.key(index))
+
+
+def _laid_over(config: Config, values: Mapping[str, Array]) -> Config:
+    """`config` with values that only the compiled loop knows, past the checks that want numbers."""
+    config = copy(config)
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        part = copy(getattr(config, section))
+        object.__setattr__(part, field, value)
+        object.__setattr__(config, section, part)
+    return config
+
+
 def check_finite(state: AgentState) -> None:
     for name, part in (("models", state.models), ("replay", state.replay), ("pending", state.pending)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
@@ -135,40 +174,53 @@ def check_finite(state: AgentState) -> None:
     assert np.all(np.abs(np.asarray(state.replay.plans[:, :-1])) <= 1)
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What is done with configurations that are accepted: compiling one takes 12 s of a processor, tracing one 1 s."""
+
+    evaluate_every: int = 1  # every so many of them are evaluated abstractly
+    train_every: int = 20  # and trained
+    draws: int = 8  # with so many draws of the settings that need no compilation of their own
+
+
 class Campaign:
     """Draws configurations, half of them with nonsense; what came of them, by setting."""
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, effort: Effort, log: Path | None = None) -> None:
         self.told = Counter[str]()
+        self._effort, self._log = effort, log
         self._by_setting = {name: Counter[str]() for name in sorted(KNOWN)}
-        self._log = log
 
-    def go(self, examples: int, number: int, trained_at_most: int, seconds: float = math.inf) -> None:
-        """Every configuration that is accepted is evaluated abstractly; the first ones also train, for `seconds`."""
-        began = time.monotonic()
-
+    def go(self, examples: int, number: int) -> None:
         @seed(number)
         @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=SLOW, phases=GENERATED)
         @given(st.booleans().flatmap(assignments))
         def draw(changes: dict[str, Any]) -> None:
-            time_is_left = time.monotonic() - began < seconds
-            self._count(changes, self._try(changes, time_is_left and self.told["trained"] < trained_at_most))
+            self._count(changes, self._try(changes))
 
         draw()
         self._write()
 
-    def _try(self, changes: dict[str, Any], train: bool) -> list[str]:
+    def _try(self, changes: dict[str, Any]) -> Counter[str]:
         """What came of one; a case that takes longer than `LONGEST` ends the process with a traceback."""
         faulthandler.dump_traceback_later(LONGEST, exit=True)
         try:
             config = accepted(changes)
             if config is None:
-                return ["refused"]
-            evaluated(config)
-            if not train:
-                return ["evaluated"]
-            check_finite(trained(config))
-            return ["evaluated", "trained"]
+                return Counter(drawn=1, refused=1)
+            built(config)
+            came, number, effort = Counter(drawn=1, built=1), self.told["built"], self._effort
+            if number % effort.evaluate_every == 0:
+                evaluated(config)
+                came["evaluated"] += 1
+            if number % effort.train_every == 0:
+                check_finite(trained(config))
+                for drawn, state in trained_often(config, effort.draws):
+                    changes = changes | drawn
+                    check_finite(state)
+                came["compiled"] += 1
+                came["trained"] += 1 + effort.draws
+            return came
         except BaseException:
             print(f"failed with {changes}", flush=True)
             raise
@@ -176,10 +228,9 @@ class Campaign:
             faulthandler.cancel_dump_traceback_later()
             jax.clear_caches()
 
-    def _count(self, changes: dict[str, Any], outcomes: list[str]) -> None:
-        self.told.update(["drawn", *outcomes])
-        for name in changes:
-            self._by_setting[name].update(["drawn", *outcomes])
+    def _count(self, changes: dict[str, Any], came: Counter[str]) -> None:
+        for counts in (self.told, *(self._by_setting[name] for name in changes)):
+            counts.update(came)
         if self.told["drawn"] % SHOWN == 0:
             print(dict(self.told), "none failed", flush=True)
             self._write()
@@ -197,14 +248,14 @@ class Campaign:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=10_000)
-    parser.add_argument("--trained", type=int, default=500, help="how many of those accepted train for 50 steps")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="after which none trains any more")
+    parser.add_argument("--evaluate-every", type=int, default=Effort.evaluate_every)
+    parser.add_argument("--train-every", type=int, default=Effort.train_every)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="a table of what came of the configurations, by setting")
     asked = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)
-    campaign = Campaign(asked.log)
-    campaign.go(asked.examples, asked.seed, asked.trained, asked.seconds)
+    campaign = Campaign(Effort(asked.evaluate_every, asked.train_every), asked.log)
+    campaign.go(asked.examples, asked.seed)
     print(dict(campaign.told), "none failed")
 
 
