@@ -3,6 +3,7 @@
 Needs the right to mount (root, and loop devices); skipped where it is missing.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -10,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from soft_mpcritic.archive import Archive
+from soft_mpcritic.files import Table, read_table, write_json
 from tests.faults.kills import differences
-
-pytestmark = pytest.mark.slow
 
 STEPS = 1200
 SETTINGS = {
@@ -150,6 +153,54 @@ def after_a_checkpoint(process: subprocess.Popen[str], path: Path, act: Callable
     process.send_signal(signal.SIGCONT)
 
 
+def test_what_was_written_is_there_after_a_disk_has_failed(disk: Disk):
+    """All but the newest rows, which are synced with the checkpoint that speaks for them."""
+    path = disk.place / "run"
+    path.mkdir()
+    write_json(path / "config.json", {"seed": 0})
+    table = Table(path / "metrics.csv", ("env_step", "value"))
+    table.append({"env_step": 1, "value": 2})
+    table.sync()
+    archive = Archive(path / "checkpoints", keep=2)
+    archive.save(1, {"numbers": np.ones(1000)}, {"step": 1})
+    disk.protect()
+    more: list[Callable[[], object]] = [
+        lambda: write_json(path / "config.json", {}),
+        lambda: archive.save(2, {}, {}),
+        lambda: table.append({"env_step": 2, "value": 3}),
+    ]
+    for write in more:
+        with pytest.raises(OSError, match="Read-only file system"):
+            write()
+    disk.mend()
+    assert json.loads((path / "config.json").read_text()) == {"seed": 0}
+    assert [row["value"] for row in read_table(path / "metrics.csv")] == ["2"]
+    assert archive.steps == [1] and archive.damage(1) is None
+
+
+def test_a_full_disk_takes_nothing_from_what_is_on_it_and_gives_back_the_room(disk: Disk):
+    path = disk.place / "run"
+    archive, table = Archive(path / "checkpoints", keep=2), Table(disk.place / "metrics.csv", ("env_step", "value"))
+    archive.save(1, {"numbers": np.ones(100_000)}, {"step": 1})
+    disk.fill()
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left"):
+            archive.save(2, {"numbers": np.ones(100_000)}, {"step": 2})
+        with pytest.raises(OSError, match="No space left"):
+            write_json(disk.place / "config.json", {"long": "x" * 10_000})
+    with suppress(OSError):
+        for step in range(1000):
+            table.append({"env_step": step, "value": step})
+    disk.clear()
+    assert sorted(entry.name for entry in archive.path.iterdir()) == ["1"] and archive.damage(1) is None
+    table.sync()
+    steps = [int(row["env_step"]) for row in read_table(disk.place / "metrics.csv")]
+    assert steps == list(range(len(steps))) and steps
+    archive.save(2, {"numbers": np.ones(100_000)}, {"step": 2})
+    assert archive.steps == [1, 2]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_run_whose_disk_fails_goes_on_from_its_last_checkpoint(whole: Path, disk: Disk, cache: Path, fault: str):
     backend, path = whole.name, disk.place / "run"
@@ -175,12 +226,14 @@ def test_a_run_whose_disk_fails_goes_on_from_its_last_checkpoint(whole: Path, di
     assert differences(whole, path) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_the_start_is_one_line(disk: Disk, cache: Path):
     disk.fill()
     (line,) = ended(training(disk.place / "run", "host", cache), 2)
     assert "cannot be written: No space left on device" in line
 
 
+@pytest.mark.slow
 def test_a_film_on_a_full_disk_leaves_the_old_one(whole: Path, disk: Disk, cache: Path):
     if whole.name == "device":
         pytest.skip("the host's task renders")
