@@ -29,8 +29,8 @@ from soft_mpcritic.memory import Footprint, available_memory
 from tests.systems import SMALL, System, learn, never
 
 STEPS = 50
-LONGEST = 900.0  # s that one configuration may take, on a machine with other work; more is a hang
-SHOWN = 100  # configurations between two lines of a long campaign
+LONGEST = 3600.0  # s that one configuration may take, on a machine with other work; more is a hang
+SHOWN = 20  # configurations between two lines of a long campaign
 OUTCOMES = ("drawn", "refused", "built", "evaluated", "compiled", "trained")
 TINY = {**SMALL, "dynamics.width": 8, "critic.width": 8, "training.capacity": 64}
 BASE = override(Config(), TINY)
@@ -142,16 +142,20 @@ def trained(config: Config) -> AgentState:
 
 
 def trained_often(config: Config, often: int) -> Iterator[tuple[dict[str, float], AgentState]]:
-    """`trained` for `often` draws of the `OPEN` settings, each with a key of its own, by one compilation."""
+    """`trained` as it is and with `often` draws of the `OPEN` settings and the key, all by one compilation."""
     rng = np.random.default_rng(0)
 
     @jax.jit
     def train(values: dict[str, Array], key: Array) -> AgentState:
         return learn.__wrapped__(SYSTEM, _laid_over(config, values), key, STEPS)
 
-    for index in range(often):
+    told = to_dict(config)
+    draws = [{name: told[name.partition(".")[0]][name.partition(".")[2]] for name in OPEN}]
+    for _ in range(often):
         drawn = {name: float(np.exp(rng.uniform(np.log(low), np.log(high)))) for name, (low, high) in OPEN.items()}
         override(config, drawn)  # to be told if they were not admitted
+        draws.append(drawn)
+    for index, drawn in enumerate(draws):
         yield drawn, train({name: jnp.float32(value) for name, value in drawn.items()}, jax.random.key(index))
 
 
@@ -214,7 +218,6 @@ class Campaign:
                 evaluated(config)
                 came["evaluated"] += 1
             if number % effort.train_every == 0:
-                check_finite(trained(config))
                 for drawn, state in trained_often(config, effort.draws):
                     changes = changes | drawn
                     check_finite(state)
