@@ -26,7 +26,7 @@ from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.config import Config, ConfigError, override, to_dict
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.memory import Footprint, available_memory
-from tests.systems import SMALL, System, learn, never
+from tests.systems import SMALL, System, learn, learning, never
 
 STEPS = 50
 LONGEST = 3600.0  # s that one configuration may take, on a machine with other work; more is a hang
@@ -130,7 +130,7 @@ def built(config: Config) -> None:
 
 def evaluated(config: Config) -> None:
     """Initialises, steps and learns with shapes and types alone: what compiling begins with."""
-    whole = partial(learn.__wrapped__, SYSTEM, config, steps=STEPS)
+    whole = partial(learning, SYSTEM, config, steps=STEPS)
     state = jax.eval_shape(whole, jax.random.key(0))
     assert state.pending.action.shape == (config.training.num_envs, 1)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.models)} == {"float32"}
@@ -147,7 +147,7 @@ def trained_often(config: Config, often: int) -> Iterator[tuple[dict[str, float]
 
     @jax.jit
     def train(values: dict[str, Array], key: Array) -> AgentState:
-        return learn.__wrapped__(SYSTEM, _laid_over(config, values), key, STEPS)
+        return learning(SYSTEM, _laid_over(config, values), key, STEPS)
 
     told = to_dict(config)
     draws = [{name: told[name.partition(".")[0]][name.partition(".")[2]] for name in OPEN}]

@@ -110,7 +110,7 @@ def soak_controller(seconds: float, rate: float, out: Path, light: bool) -> dict
     controller = Controller.of(agent, agent.planner.init_models(jax.random.key(0)), deadline=1 / rate)
     envs = EnvVector(task, 1)
     obs = envs.reset(0)
-    rows, durations, ticks = [], [], round(seconds * rate)
+    rows, durations, ticks, counted = [], [], round(seconds * rate), {}
     late = unreported = outside = misses = 0
     spent = controller.latencies.total
     began = time.perf_counter()

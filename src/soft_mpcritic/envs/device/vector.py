@@ -84,7 +84,7 @@ class DeviceVector:
         outcome = jax.vmap(self.env.step)(state.envs, actions)
         sound = sound_rows(outcome.obs) & sound_rows(outcome.reward[:, None])
         state, met = self._renewed(state, outcome, cut=~sound)
-        started = sound_rows(met.start_obs)
+        started = sound_rows(jnp.asarray(met.start_obs))
         experience = Experience(
             jnp.where(sound, met.reward, 0.0),
             jnp.where(sound[:, None], met.next_obs, 0.0),
