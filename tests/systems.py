@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +70,8 @@ class System:
         return Experience(self.spec.reward(obs, action, next_obs), next_obs, terminated, done, start_obs)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3, 4))
-def learn(system: System, config: Config, key: jax.Array, steps: int, updates: int = 1) -> AgentState:
-    """The whole agent on a system, in one compiled scan: `steps` environment steps with `updates` updates each."""
+def learning(system: System, config: Config, key: jax.Array, steps: int, updates: int = 1) -> AgentState:
+    """The whole agent on a system, in one scan: `steps` environment steps with `updates` updates each."""
     agent, envs = Agent(system.task, config), config.training.num_envs
     init_key, start_key, loop_key = jax.random.split(key, 3)
     state, action = agent.begin(agent.init(init_key), system.start(start_key, envs))
@@ -88,6 +86,9 @@ def learn(system: System, config: Config, key: jax.Array, steps: int, updates: i
 
     inputs = (jax.random.split(loop_key, steps), jnp.arange(steps))
     return jax.lax.scan(advance, (state, action), inputs)[0][0]
+
+
+learn = jax.jit(learning, static_argnums=(0, 1, 3, 4))
 
 
 def soft_riccati(a, b, c, r, sigma, temperature, discount, iterations=10_000):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,11 @@ from soft_mpcritic.agent import Agent
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.device_training import DeviceLoop, DeviceRun, fitted, prepare_seeds, seed_folders, train_on_device
+from soft_mpcritic.divergence import DivergenceError
 from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_env, make_task
 from soft_mpcritic.envs.device.pendulums import CartPoleState, CartPoleSwingUp
+from soft_mpcritic.envs.device.vector import Outcome
+from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import read_table
 from soft_mpcritic.memory import Footprint, available_memory, largest
 from soft_mpcritic.recording import RunRecord, Schedule
@@ -41,9 +46,10 @@ def run(
     seed: int = 0,
     total_steps: int = STEPS,
     env_id: str = ENV_ID,
+    **changes: object,
 ) -> list[dict[str, Any]]:
     folder = RunFolder(path)
-    runs = prepare_seeds(folder, RunSettings(env_id, "default", seed, total_steps, config()), seeds, resume)
+    runs = prepare_seeds(folder, RunSettings(env_id, "default", seed, total_steps, config(**changes)), seeds, resume)
     return train_on_device(folder, runs, observer or Silent())
 
 
@@ -194,18 +200,172 @@ def test_one_compilation_serves_the_whole_run(tmp_path: Path):
     device_run.close()
 
 
-def test_numbers_that_are_not_finite_are_named_and_never_kept(tmp_path: Path, monkeypatch):
-    class Broken(CartPoleSwingUp):
-        def observe(self, state: CartPoleState) -> jax.Array:
-            return jnp.where(state.position > 0.3, jnp.nan, super().observe(state))
+def test_seeds_killed_at_their_first_checkpoint_begin_anew_together(pair: Path, tmp_path: Path, monkeypatch):
+    """Seed 0 has written one, seed 1 none: there is nothing to lose yet, and nothing to mend by hand."""
+    path, honest = tmp_path / "killed", RunRecord.checkpoint
 
-    monkeypatch.setattr(device_training, "make_device_env", lambda _: Broken())
-    with pytest.raises(
-        EnvironmentFaultError, match=r"environment [01] of seed 0 is not finite, at environment step \d+"
-    ):
-        run(tmp_path / "bad")
-    if RunFolder(tmp_path / "bad").has_checkpoints:
-        assert all(np.isfinite(array).all() for array in final_arrays(tmp_path / "bad").values())
+    class KilledError(Exception): ...
+
+    def killed(self: RunRecord, *arguments: Any) -> None:
+        honest(self, *arguments)
+        raise KilledError
+
+    monkeypatch.setattr(RunRecord, "checkpoint", killed)
+    with pytest.raises(KilledError):
+        run(path, seeds=2)
+    monkeypatch.setattr(RunRecord, "checkpoint", honest)
+    shutil.rmtree(path / "seed1")  # as if it had been killed even earlier, while folders were made
+    shutil.move(path / "seed0" / "checkpoints", tmp_path / "kept")
+    run(path, seeds=2, resume=True, total_steps=10)
+    shutil.rmtree(path / "seed0" / "checkpoints")
+    shutil.rmtree(path / "seed1" / "checkpoints")
+    shutil.move(tmp_path / "kept", path / "seed0" / "checkpoints")
+    run(path, seeds=2, resume=True)
+    for seed in ("seed0", "seed1"):
+        assert_same_run(pair / seed, path / seed)
+
+
+def test_a_damaged_newest_checkpoint_of_one_seed_takes_all_back_to_the_one_before(pair: Path, tmp_path: Path, caplog):
+    path = Path(shutil.copytree(pair, tmp_path / "damaged"))
+    state = path / "seed1" / "checkpoints" / str(STEPS) / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    run(path, seeds=2, resume=True)
+    assert f"checkpoint {STEPS} of {path / 'seed1'} is damaged" in caplog.text
+    for seed in ("seed0", "seed1"):
+        assert (path / seed / "checkpoints" / f"{STEPS}.aside").is_dir()
+        assert_same_run(pair / seed, path / seed)
+
+
+# ------------------------------------------------------------------- worlds
+
+
+class MoodyState(NamedTuple):
+    """A cart-pole, what it will do wrong, and when."""
+
+    inner: CartPoleState
+    mood: jax.Array
+    time: jax.Array
+
+
+class Moody(CartPoleSwingUp):
+    """In half of its episodes, the sixth step answers NaN, an infinite reward, or a position of 1e20."""
+
+    max_steps = 12
+
+    def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        state, obs = super().reset(key)
+        return MoodyState(state, jax.random.randint(key, (), 0, 6), jnp.zeros((), jnp.int32)), obs
+
+    def step(self, state: Any, action: jax.Array) -> Outcome:
+        inner, obs, reward, terminated = super().step(state.inner, action)
+        mood = jnp.where(state.time == 5, state.mood, 9)
+        obs = obs.at[0].set(jnp.select([mood == 0, mood == 2], [jnp.nan, 1e20], obs[0]))
+        return Outcome(
+            MoodyState(inner, state.mood, state.time + 1), obs, jnp.where(mood == 1, -jnp.inf, reward), terminated
+        )
+
+
+@pytest.fixture
+def moody(monkeypatch):
+    monkeypatch.setattr(device_training, "make_device_env", lambda _: Moody())
+
+
+def test_numbers_that_nobody_can_learn_from_are_survived_counted_and_never_kept(
+    moody, tmp_path: Path, monkeypatch, caplog
+):
+    honest, broken = Evaluator.play, []
+
+    def play(self: Evaluator, *arguments: Any) -> Any:
+        if not broken:
+            broken.append(0)
+            raise EnvironmentFaultError("observation or reward of environment 0 is not finite")
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "play", play)
+    (summary,) = run(tmp_path / "run", training__faults_tolerated=99)
+    told = [record.getMessage() for record in caplog.records if "the episode is cut" in record.getMessage()]
+    steps = {text.rpartition("step ")[2] for text in told if "evaluation" not in text}
+    assert summary["status"] == "finished" and summary["faults"] == len(told) > len(steps) >= 3
+    assert sum("in an evaluation of seed 0" in text for text in told) == 1
+    arrays = final_arrays(tmp_path / "run")
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    records = arrays[".replay.records"]
+    assert len(records) == STEPS - 2 * len(steps)
+    for first in (0, 6):  # every observation kept is one of a cart-pole: cos^2 + sin^2 = 1
+        np.testing.assert_allclose(np.sum(records[:, first + 1 : first + 3] ** 2, axis=1), 1, rtol=1e-4)
+    assert np.abs(arrays[".models.obs_scale.mean"]).max() < 10
+
+
+def test_too_many_such_numbers_stop_the_run_after_a_checkpoint(moody, tmp_path: Path):
+    told = (
+        r"environment [01] of seed 0 is not finite, or beyond 1e\+15; 1 faults were tolerated, at environment step \d+"
+    )
+    with pytest.raises(EnvironmentFaultError, match=told):
+        run(tmp_path / "run", training__faults_tolerated=1)
+    assert Checkpoints(RunFolder(tmp_path / "run"), 2).latest
+    (summary,) = run(tmp_path / "run", resume=True, training__faults_tolerated=99)
+    assert summary["status"] == "finished" and summary["faults"] > 2
+
+
+def test_a_world_that_begins_with_nonsense_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(CartPoleSwingUp, "observe", lambda self, state: jnp.full(5, jnp.nan))
+    with pytest.raises(EnvironmentFaultError, match="first observation of environment 0 of seed 0 is not finite"):
+        run(tmp_path / "run")
+
+
+# --------------------------------------------------------------- divergence
+
+
+@pytest.fixture
+def poison(monkeypatch) -> Callable[[], None]:
+    """Spoils the critic of the last seed in the run under way: no update of it is finite from then on."""
+    begun: list[DeviceRun] = []
+    honest = DeviceRun.__init__
+
+    def noted(self: DeviceRun, *arguments: Any) -> None:
+        honest(self, *arguments)
+        begun.append(self)
+
+    def spoil() -> None:
+        state = begun[-1]._states
+        networks = jax.tree.map(lambda leaf: leaf.at[-1].multiply(jnp.nan), state.agent.models.critic.networks)
+        critic = dataclasses.replace(state.agent.models.critic, networks=networks)
+        models = dataclasses.replace(state.agent.models, critic=critic)
+        begun[-1]._states = state._replace(agent=dataclasses.replace(state.agent, models=models))
+
+    monkeypatch.setattr(DeviceRun, "__init__", noted)
+    return spoil
+
+
+def test_a_seed_that_diverges_takes_all_back_and_goes_on_with_smaller_steps(pair: Path, tmp_path: Path, poison, caplog):
+    spoiled: list[int] = []
+
+    def once() -> None:
+        if not spoiled:
+            spoiled.append(0)
+            poison()
+
+    summaries = run(tmp_path / "run", seeds=2, observer=Silent(60, once), training__skips_tolerated=5)
+    assert [(summary["status"], summary["rollbacks"]) for summary in summaries] == [("finished", 1)] * 2
+    assert [summary["skipped_updates"] for summary in summaries] == [0, 20]
+    assert "back to environment step 40" in caplog.text
+    sizes = [float(final_arrays(tmp_path / "run" / seed)[".health.step_size"]) for seed in ("seed0", "seed1")]
+    assert sizes == [1, 0.5]
+    assert all(np.isfinite(leaf).all() for leaf in final_arrays(tmp_path / "run" / "seed1").values())
+    one, other = (final_arrays(path / "seed0") for path in (pair, tmp_path / "run"))
+    assert all(np.array_equal(one[name], other[name]) for name in one)  # who was sound lost nothing but time
+    steps = [int(row["env_step"]) for row in read_table(tmp_path / "run" / "seed1" / "metrics.csv")]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+def test_seeds_that_diverge_stop_after_a_checkpoint_where_they_are_told_to(tmp_path: Path, poison):
+    settings = {"training__skips_tolerated": 5, "training__divergence": "stop"}
+    with pytest.raises(DivergenceError, match="learning diverges: the last 20 updates were not finite"):
+        run(tmp_path / "run", seeds=2, observer=Silent(60, poison), **settings)
+    for seed in ("seed0", "seed1"):
+        assert Checkpoints(RunFolder(tmp_path / "run" / seed), 2).latest == 80
 
 
 def test_seed_folders_are_found_in_order(pair: Path, single: Path, tmp_path: Path):

@@ -1,5 +1,7 @@
 """Tables and records on disks that are full, and with lines that are damaged."""
 
+import errno
+import os
 import resource
 import struct
 
@@ -8,7 +10,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from soft_mpcritic.board import Board
-from soft_mpcritic.files import Table, read_table, write_json
+from soft_mpcritic.files import StorageError, Table, delivered, read_table, unwritable, write_json
 
 COLUMNS = ("env_step", "value")
 
@@ -56,6 +58,42 @@ def test_a_full_disk_leaves_a_record_as_it_was_and_takes_no_room(tmp_path, full)
     full(None)
     assert (tmp_path / "a.json").read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_record_is_on_the_disk_before_the_old_one_is_gone(tmp_path, monkeypatch):
+    """Else a disk that fails, or a power cut, leaves an empty config.json and a run that cannot go on."""
+    done: list[tuple[str, bool]] = []
+    honest_sync, honest_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        done.append(("sync", bool(os.fstat(descriptor).st_size) and os.path.isdir(f"/proc/self/fd/{descriptor}")))
+        honest_sync(descriptor)
+
+    def replace(one, other) -> None:
+        done.append(("replace", False))
+        honest_replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert done == [("sync", False), ("replace", False), ("sync", True)]  # the file, then the folder
+
+
+def test_what_a_user_asked_for_comes_whole_or_not_at_all_and_is_one_line(tmp_path, full):
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    full(5)
+    with pytest.raises(StorageError) as caught, delivered(path) as file:
+        file.write_text("much" * 1000)
+    full(None)
+    assert str(caught.value) == f"{path} cannot be written: File too large; make room, or choose another."
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a.png", "old")]
+
+
+def test_the_remedy_fits_what_went_wrong():
+    """An encoder's own words come in several lines."""
+    assert unwritable("x", OSError(errno.EROFS, "Read-only")) == "x cannot be written: Read-only; make it writable"
+    assert unwritable("x", OSError("ffmpeg:\n  no room\n")) == "x cannot be written: ffmpeg: no room; make room"
 
 
 def test_a_table_is_rewritten_only_where_it_has_to_be(tmp_path, full):

@@ -87,13 +87,14 @@ class Agent:
         updates: Int[Array, ""],
         explore: Explore,
         at_random: Bool[Array, ""] | None = None,
+        sound: Bool[Array, ""] | None = None,
     ) -> tuple[AgentState, Array, Float[Array, " F"]]:
         """`planned_step`, then `learn`: for loops that run on the device as a whole.
 
-        With `at_random` true it acts at random instead of planning. Returns the next actions and the figures that
-        `METRIC_NAMES` names, as one array.
+        With `at_random` true it acts at random instead of planning; with `sound` false the step is not kept. Returns
+        the next actions and the figures that `METRIC_NAMES` names, as one array.
         """
-        state = self.observe(state, experience)
+        state = self.observe(state, experience, sound)
         state, planned = self._act_by_phase(state, explore, at_random)
         state, learned = self.learn(state, updates)
         return state, self.planner.to_env(state.pending.action), jnp.stack([*learned, *planned])
@@ -113,8 +114,11 @@ class Agent:
         pending, key, planned = by_plan() if at_random is None else jax.lax.cond(at_random, by_chance, by_plan)
         return dataclasses.replace(state, pending=pending, key=key), planned
 
-    def observe(self, state: AgentState, experience: Experience) -> AgentState:
-        """Stores E transitions with their shifted plans; plans start anew where an episode ended."""
+    def observe(self, state: AgentState, experience: Experience, sound: Bool[Array, ""] | None = None) -> AgentState:
+        """Stores E transitions with their shifted plans; plans start anew where an episode ended.
+
+        With `sound` false nothing is stored, and all plans start anew.
+        """
         pending = state.pending
         transition = Transition(
             pending.obs,
@@ -125,7 +129,8 @@ class Agent:
         )
         shifted = shift(pending.plan)
         next_plans = fit_horizon(shifted, self.config.target_planner.horizon + 1)
-        start_plan = jnp.where(experience.done[:, None, None], 0.0, shifted)
+        anew = experience.done if sound is None else experience.done | ~sound
+        start_plan = jnp.where(anew[:, None, None], 0.0, shifted)
         models = state.models
         if self.config.dynamics.normalize:
             models = dataclasses.replace(
@@ -135,10 +140,14 @@ class Agent:
             )
         if models.goal is not None:
             models = dataclasses.replace(models, goal=models.goal.observe(transition.reward))
+        if sound is not None:
+            models = jax.tree.map(
+                lambda new, old: new if new is old else jnp.where(sound, new, old), models, state.models
+            )
         return dataclasses.replace(
             state,
             models=models,
-            replay=state.replay.add(transition, next_plans, state.updates),
+            replay=state.replay.add(transition, next_plans, state.updates, sound),
             pending=dataclasses.replace(pending, obs=jnp.asarray(experience.start_obs), plan=start_plan),
         )
 

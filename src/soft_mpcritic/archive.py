@@ -77,7 +77,9 @@ class Archive:
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
         """Writes an archive, then removes the oldest. Raises `OSError`; those before it then stand."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True)
+            sync(self.path.parent)
         temporary = self.path / f".{step}.new"
         _remove(temporary)
         try:

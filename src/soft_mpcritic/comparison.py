@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from soft_mpcritic.config import PRESETS, ConfigError, to_dict
-from soft_mpcritic.files import read_table
+from soft_mpcritic.files import delivered, read_table
 from soft_mpcritic.run_folder import CHANGEABLE, OURS, RunDescription, RunFolder
 from soft_mpcritic.statistics import Curve, common_steps, first_reaching, iqm_band, median_with_never
 
@@ -147,7 +147,7 @@ def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def write_tidy(groups: Sequence[Group], out: Path) -> None:
     """A row for every evaluation of every run; `return` is the mean over its episodes."""
-    with out.open("w", newline="") as file:
+    with delivered(out) as whole, whole.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(TIDY_COLUMNS)
         for group in groups:

@@ -17,9 +17,11 @@ from soft_mpcritic.agent_state import METRIC_NAMES, AgentState, LearningMetrics
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.diagnostics import Diagnostics, summarize
-from soft_mpcritic.divergence import smaller_steps, way_back
+from soft_mpcritic.divergence import DivergenceError, smaller_steps, way_back
 from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, VectorState, make_device_env, make_task
+from soft_mpcritic.envs.device import UNSOUND, sound_rows
 from soft_mpcritic.evaluation import Evaluator
+from soft_mpcritic.files import LOG
 from soft_mpcritic.memory import Footprint, available_memory
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
@@ -44,7 +46,7 @@ class Rows(NamedTuple):
 
     reward: Float[AnyArray, "L E"]
     done: Bool[AnyArray, "L E"]
-    finite: Bool[AnyArray, "L E"]
+    sound: Bool[AnyArray, "L E"]  # False: a step that is not learned from, and ends its episode
     figures: Float[AnyArray, "L F"]  # in the order of METRIC_NAMES
 
 
@@ -74,10 +76,11 @@ class DeviceLoop:
 
         def advance(i: Array, carry: tuple[LoopState, Rows]) -> tuple[LoopState, Rows]:
             state, rows = carry
-            envs, experience = self.envs.step(state.envs, state.action)
-            agent, action, figures = self.agent.step(state.agent, experience, updates[i], explore, at_random[i])
-            ends = jnp.concatenate([experience.next_obs, experience.start_obs, experience.reward[:, None]], axis=-1)
-            row = Rows(experience.reward, experience.done, jnp.all(jnp.isfinite(ends), axis=-1), figures)
+            envs, experience, sound = self.envs.guarded_step(state.envs, state.action)
+            agent, action, figures = self.agent.step(
+                state.agent, experience, updates[i], explore, at_random[i], jnp.all(sound)
+            )
+            row = Rows(experience.reward, experience.done, sound, figures)
             rows = jax.tree.map(lambda column, value: column.at[i].set(value), rows, row)
             return LoopState(envs, agent, action), rows
 
@@ -118,7 +121,8 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
     present = seed_folders(folder)
     if present and not resume:
         raise ConfigError(f"run folder {folder.path} already holds a run: add --resume, or choose another --run-dir.")
-    if present and [run.path for run in present] != [run.path for run in folders]:
+    begun = any(run.has_checkpoints for run in present)  # a process may be killed while it makes the folders
+    if begun and [run.path for run in present] != [run.path for run in folders]:
         raise ConfigError(
             f"run folder {folder.path} holds {len(present)} seeds from {present[0].read_settings().seed} on, got "
             f"{num_seeds} from {asked.seed} on: leave --seed and --num-seeds out on resume."
@@ -143,9 +147,10 @@ def fitted(config: Config, steps: int) -> Config:
 def train_on_device(folder: RunFolder, runs: Sequence[SeedRun], observer: Observer) -> list[dict[str, Any]]:
     """Trains all seeds to `total_steps` or a request to stop; returns their summaries.
 
-    Folders with checkpoints go on from the newest sound one that all have. Raises `EnvironmentFaultError` when an
-    environment answers with numbers that are not finite, and `DivergenceError` when learning diverges for good; the
-    checkpoints before it stand.
+    Folders with checkpoints go on from the newest sound one that all have. Raises, after a checkpoint,
+    `EnvironmentFaultError` when environments answer with numbers that nobody can learn from more often than is
+    tolerated, and `DivergenceError` when learning diverges for good; `StorageError` when a folder can no longer be
+    written.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision(runs[0].settings.config.training.matmul_precision))
@@ -186,6 +191,7 @@ class DeviceRun:
             self._resume(resumed_at)
         for record in self._records:
             record.open(resumed_at)
+        self._check_start()
 
     # ------------------------------------------------------------------- loop
 
@@ -207,13 +213,29 @@ class DeviceRun:
         updates = np.array([updates or 0 for updates in padded], np.int32)
         self._states, rows = self.play(self._states, np.int32(len(due)), at_random, updates)
         rows = Rows(*(np.asarray(column)[:, : len(due)] for column in rows))
-        self._check_finite(np.asarray(rows.finite))
         for seed, record in enumerate(self._records):
             for step, updates_done in enumerate(due):
-                record.add_step(rows.reward[seed, step], rows.done[seed, step])
+                sound = np.asarray(rows.sound[seed, step])
+                record.add_step(rows.reward[seed, step], rows.done[seed, step] & sound)
+                if not sound.all():
+                    record.restart_episodes(~sound)
                 if updates_done is not None:
                     record.means.add(*np.split(rows.figures[seed, step], [LEARNING_FIGURES]))
             record.add_time(time.perf_counter() - started, len(due) * self._training.num_envs)
+        first = self._env_step - (len(due) - 1) * self._training.num_envs
+        for step, seed, env in np.argwhere(~np.asarray(rows.sound).swapaxes(0, 1)).tolist():
+            told = f"observation or reward of environment {env} of seed {self._seed(seed)} {UNSOUND}"
+            self._survive(seed, EnvironmentFaultError(told), first + step * self._training.num_envs)
+
+    def _survive(self, seed: int, fault: EnvironmentFaultError, step: int) -> None:
+        """Counts what went wrong; raises `EnvironmentFaultError`, after a checkpoint, once it was too much."""
+        record, tolerated = self._records[seed], self._training.faults_tolerated
+        record.faults += 1
+        if record.faults > tolerated:
+            self._checkpoint()
+            told = f"; {tolerated} faults were tolerated" if tolerated else ""
+            raise fault.worded(after=f"{told}, at environment step {step}")
+        LOG.warning("%s, at environment step %d: the episode is cut", fault, step)
 
     @property
     def _diverged(self) -> list[bool]:
@@ -224,7 +246,12 @@ class DeviceRun:
     def _turn_back(self) -> None:
         """Learning has diverged: all seeds go on from the last good checkpoint, those concerned with smaller steps."""
         diverged, before = self._diverged, self._states.agent.health
-        self._resume(way_back(self._records, self._training.divergence), RunRecord.roll_back)
+        try:
+            good = way_back(self._records, self._training.divergence)
+        except DivergenceError:
+            self._checkpoint()
+            raise
+        self._resume(good, RunRecord.roll_back)
         after = self._states.agent.health
         concerned = jnp.array(diverged)
         smaller = smaller_steps(self._states.agent, before)
@@ -241,15 +268,6 @@ class DeviceRun:
             if self._schedule.anything(step):
                 break
         return due
-
-    def _check_finite(self, finite: np.ndarray) -> None:
-        if finite.all():
-            return
-        step, seed, env = min((step, seed, env) for seed, step, env in np.argwhere(~finite).tolist())
-        raise EnvironmentFaultError(
-            f"observation or reward of environment {env} of seed {self._runs[seed].settings.seed} is not finite, "
-            f"at environment step {self._env_step + (step + 1) * self._training.num_envs}: the last checkpoint stands"
-        )
 
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""
@@ -277,12 +295,19 @@ class DeviceRun:
         diagnosed = []
         for seed, record in enumerate(self._records):
             state = self._take(self._states.agent, seed)
-            played = self._evaluator.play(state.models, self._training.evaluation_episodes)
+            try:
+                played = self._evaluator.play(state.models, self._training.evaluation_episodes)
+            except EnvironmentFaultError as error:
+                before = f"in an evaluation of seed {self._seed(seed)}, "
+                self._survive(seed, error.worded(before=before), self._env_step)
+                diagnosed.append({})
+                continue
             episodes = [trajectory.episode for trajectory in played]
             record.write_evaluation(episodes)
             everything += episodes
             diagnosed.append(summarize(self._diagnostics(state, played))._asdict())
-        self._observer.on_evaluation(self._env_step, everything)
+        if everything:
+            self._observer.on_evaluation(self._env_step, everything)
         return diagnosed
 
     def _checkpoint(self) -> None:
@@ -296,7 +321,7 @@ class DeviceRun:
         """The newest sound checkpoint that all seeds have: a run may be killed while it writes them."""
         kept = [set(record.checkpoints.sound_steps()) for record in self._records]
         common = set.intersection(*kept)
-        if not common and any(kept):
+        if not common and any(kept) and not self._killed_at_the_first:
             told = "; ".join(
                 f"seed {run.settings.seed}: {', '.join(map(str, sorted(steps))) or 'none'}"
                 for run, steps in zip(self._runs, kept, strict=True)
@@ -306,6 +331,22 @@ class DeviceRun:
             for record in self._records:
                 record.checkpoints.newest_sound()  # says so where all are damaged
         return max(common, default=None)
+
+    @property
+    def _killed_at_the_first(self) -> bool:
+        """Did a process end while it wrote the first checkpoints, so that there is nothing yet to lose?"""
+        steps = [record.checkpoints.steps for record in self._records]
+        first = self._training.checkpoint_every + self._training.num_envs
+        return not all(steps) and all(step < first for step in set.union(*steps))
+
+    def _check_start(self) -> None:
+        """Raises `EnvironmentFaultError` for environments whose first observations nobody can learn from."""
+        sound = np.asarray(jax.vmap(sound_rows)(self._states.agent.pending.obs))
+        for seed, env in np.argwhere(~sound).tolist():
+            raise EnvironmentFaultError(f"first observation of environment {env} of seed {self._seed(seed)} {UNSOUND}")
+
+    def _seed(self, index: int) -> int:
+        return self._runs[index].settings.seed
 
     def _resume(self, step: int, load: Callable[..., tuple[AgentState, dict[str, Any]]] = RunRecord.load) -> None:
         """States, counters and environments as they were; one seed after another, to spare memory."""

@@ -13,7 +13,7 @@ from soft_mpcritic.diagnostics import REPORT_EFFORT, Diagnosis, Diagnostics, Eff
 from soft_mpcritic.diagnostics.figures import mean_and_deviation
 from soft_mpcritic.diagnostics.values import TAIL
 from soft_mpcritic.evaluation import Evaluator
-from soft_mpcritic.files import read_table, write_json
+from soft_mpcritic.files import delivered, read_table, write_json
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
 
@@ -55,7 +55,8 @@ def diagnose_run(folder: RunFolder, episodes: int, out: Path, effort: Effort = R
     history = read_history(folder)
     title = f"{settings.env_id}, {settings.preset}, seed {settings.seed}, after {record['updates']:,} updates"
     plot_diagnosis(diagnosis, history, title, out)
-    write_json(out.with_suffix(".json"), record)
+    with delivered(out.with_suffix(".json")) as file:
+        write_json(file, record)
     return record
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from soft_mpcritic.diagnostics import Diagnosis, ModelErrors, SolveSample, ValueSample, reliability
+from soft_mpcritic.files import delivered
 from soft_mpcritic.types import AnyArray
 
 SPREAD = r"spread of the members $\times\,\sqrt{1 + 1/N}$"
@@ -29,7 +30,8 @@ def plot_diagnosis(diagnosis: Diagnosis, history: History, title: str, out: Path
     _draw_model_errors(next(axes), diagnosis.models)
     _draw_calibration(next(axes), diagnosis.models)
     _draw_solves(next(axes), history)
-    figure.savefig(out, dpi=140)
+    with delivered(out) as file:
+        figure.savefig(file, dpi=140)
 
 
 def _draw_values(axes: Axes, values: ValueSample) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from soft_mpcritic.compilation import cpu_options
 from soft_mpcritic.config import ConfigError, to_dict
 from soft_mpcritic.controller import ControlProgram, control_program, step_seconds
 from soft_mpcritic.exported import ARRAYS, ARTEFACT, FORMAT, MANIFEST, PROGRAM, read_artefact
+from soft_mpcritic.files import delivered
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
 
@@ -101,12 +101,7 @@ def _check_replaceable(out: Path) -> None:
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
-    """Whole or not at all; equal controllers give equal files."""
-    temporary = out.with_name(out.name + ".tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w") as file:
-            for name, content in files.items():
-                file.writestr(zipfile.ZipInfo(name), content)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another file.") from error
+    """Whole or not at all; equal controllers give equal files. Raises `StorageError`."""
+    with delivered(out) as temporary, zipfile.ZipFile(temporary, "w") as file:
+        for name, content in files.items():
+            file.writestr(zipfile.ZipInfo(name), content)

@@ -118,11 +118,12 @@ class ControlLoop:
         improved = self._improve(rows, called)
         self._plan, self._start = self._start, shift(self._start)
         action = self._to_plant(self._plan[:, 0])
-        took = perf_counter() - called
-        self.latencies.add(took)
-        if not improved or (self.deadline is not None and took > self.deadline):
+        action = action if np.ndim(obs) == 2 else action[0]
+        self.latencies.add(perf_counter() - called)
+        # Last of all, so that a thread which is kept waiting anywhere before is seen to be late.
+        if not improved or (self.deadline is not None and perf_counter() - called > self.deadline):
             self.misses += 1
-        return action if np.ndim(obs) == 2 else action[0]
+        return action
 
     def reset(self, which: ArrayLike | None = None) -> None:
         """Starts plans anew, at the centre of the action box: all of them and the noise, or those of a mask [E]."""

@@ -4,24 +4,37 @@ What is replaced is replaced whole or not at all; what grows loses no row, howev
 """
 
 import csv
+import errno
 import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 LOG = logging.getLogger("soft_mpcritic")
+PROTECTED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class StorageError(RuntimeError):
-    """A run folder that can no longer be written; the message is one line and says what is safe."""
+    """A run folder or a file that cannot be written; the message is one line and says what is safe, or what to do."""
 
 
 def why(error: OSError) -> str:
-    """The system's own words for what went wrong."""
-    return error.strerror or str(error)
+    """The system's own words for what went wrong, in one line."""
+    return error.strerror or " ".join(str(error).split())[:200]
+
+
+def remedy(error: OSError) -> str:
+    """What the user can do about it."""
+    return "make it writable" if error.errno in PROTECTED else "make room"
+
+
+def unwritable(what: object, error: OSError) -> str:
+    """That something cannot be written, why, and what to do."""
+    return f"{what} cannot be written: {why(error)}; {remedy(error)}"
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -31,13 +44,37 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 def replace_whole(path: Path, text: str) -> None:
     """Puts `text` in the place of a file; the old one stays as it was where that fails."""
-    temporary = path.with_suffix(".tmp")
-    try:
+    with whole(path) as temporary:
         temporary.write_text(text)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end; where that fails, all stays as it was.
+
+    The new content is on the disk before the old one is gone, whatever the power does meanwhile.
+    """
+    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        temporary.touch()
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # half a file would take room on a full disk
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file would take room on a full disk
         raise
+    sync(path.parent)
+
+
+@contextmanager
+def delivered(path: Path) -> Iterator[Path]:
+    """`whole` for what a user asked for; raises `StorageError` where it cannot be written."""
+    try:
+        with whole(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise StorageError(f"{unwritable(path, error)}, or choose another.") from error
 
 
 def add_whole(path: Path, content: bytes) -> None:

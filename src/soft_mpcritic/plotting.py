@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from soft_mpcritic.comparison import EvaluatedRun, Group, group_runs
+from soft_mpcritic.files import delivered
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.statistics import Band, iqm_band, quantile_band
 
@@ -68,7 +69,8 @@ def plot_groups(
                     _draw(axes, group, x, band, colours[group.label])
             _finish(axes, env_id, X_LABELS[x], threshold)
         figure.supxlabel(_caption(groups, band), fontsize="small", color="0.4")
-        figure.savefig(out, dpi=150)
+        with delivered(out) as file:
+            figure.savefig(file, dpi=150)
 
 
 def _draw(axes: Axes, group: Group, x: XAxis, band: BandKind, colour: str) -> None:

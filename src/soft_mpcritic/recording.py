@@ -11,7 +11,7 @@ from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import ConfigError, TrainingConfig
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
-from soft_mpcritic.files import LOG, StorageError, why
+from soft_mpcritic.files import LOG, StorageError, remedy, unwritable, why
 from soft_mpcritic.metrics import HOST_COLUMNS, METRIC_COLUMNS, TROUBLES, EpisodeTracker, MetricLog, MetricMeans
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
@@ -96,7 +96,7 @@ class Journal:
         try:
             self._log = MetricLog(self._folder, begun, self._columns, self._trackers)
         except OSError as error:
-            raise ConfigError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
+            raise ConfigError(unwritable(f"run folder {self._folder.path}", error) + ".") from error
 
     # ------------------------------------------------------------------- while it runs
 
@@ -145,7 +145,7 @@ class Journal:
             if summary["evaluation_episodes"]:
                 plot_runs([self._folder], self._folder.curve)
         except OSError as error:
-            raise StorageError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
+            raise StorageError(unwritable(f"run folder {self._folder.path}", error) + ".") from error
         return summary
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class RunRecord(Journal):
         try:
             self.checkpoints.go_on_from(resumed_at)
         except OSError as error:
-            raise ConfigError(f"run folder {self._folder.path} cannot be written: {why(error)}; make room.") from error
+            raise ConfigError(unwritable(f"run folder {self._folder.path}", error) + ".") from error
         super().open(resumed_at)
 
     def load(self, template: AgentState, step: int) -> tuple[AgentState, dict[str, Any]]:
@@ -274,7 +274,7 @@ class RunRecord(Journal):
         """Learning curve and summary; raises `StorageError` also where the last checkpoint could not be written."""
         if self._unsaved is not None:
             told = f"run folder {self._folder.path} cannot be written: {why(self._unsaved)}"
-            raise StorageError(f"{told}; {self._stands}: make room, then go on with --resume.")
+            raise StorageError(f"{told}; {self._stands}: {remedy(self._unsaved)}, then go on with --resume.")
         return super().finish(updates)
 
     @property

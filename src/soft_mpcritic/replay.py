@@ -13,7 +13,7 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.types import Transition
 
@@ -44,16 +44,31 @@ class Replay(eqx.Module):
     def capacity(self) -> int:
         return self.records.shape[0]
 
-    def add(self, transitions: Transition, next_plans: Float[Array, "E T A"], now: Int[Array, ""]) -> "Replay":
-        """Stores E transitions and the plans to start from at their next states; overwrites the oldest."""
+    def add(
+        self,
+        transitions: Transition,
+        next_plans: Float[Array, "E T A"],
+        now: Int[Array, ""],
+        keep: Bool[Array, ""] | None = None,
+    ) -> "Replay":
+        """Stores E transitions and the plans to start from at their next states; overwrites the oldest.
+
+        With `keep` false, all stays as it is: of a step that nobody can learn from. The rows are written back as they
+        were, since a choice between two buffers would copy both.
+        """
         rows = (self.position + jnp.arange(next_plans.shape[0])) % self.capacity
-        kept = dataclasses.replace(
+        records, plans, count = _pack(transitions), _stamped(next_plans, now), jnp.array(rows.shape[0])
+        if keep is not None:
+            records = jnp.where(keep, records, self.records[rows])
+            plans = jnp.where(keep, plans, self.plans[rows])
+            count = jnp.where(keep, count, 0)
+        return dataclasses.replace(
             self,
-            records=_set_rows(self.records, rows, _pack(transitions)),
-            position=(self.position + rows.shape[0]) % self.capacity,
-            size=jnp.minimum(self.size + rows.shape[0], self.capacity),
+            records=_set_rows(self.records, rows, records),
+            plans=_set_rows(self.plans, rows, plans),
+            position=(self.position + count) % self.capacity,
+            size=jnp.minimum(self.size + count, self.capacity),
         )
-        return kept.write_plans(rows, next_plans, now)
 
     def sample_rows(self, key: PRNGKeyArray, count: int) -> Int[Array, " R"]:
         """Rows drawn uniformly, with replacement, among those filled."""
@@ -72,14 +87,17 @@ class Replay(eqx.Module):
 
     def write_plans(self, rows: Int[Array, " R"], plans: Float[Array, "R T A"], now: Int[Array, ""]) -> "Replay":
         """Keeps plans, refined after `now` updates, as the starts of the next visits."""
-        stamps = jnp.broadcast_to(now.astype(plans.dtype), (rows.shape[0], 1))
-        packed = jnp.concatenate([plans.reshape(rows.shape[0], -1), stamps], axis=-1)
-        return dataclasses.replace(self, plans=_set_rows(self.plans, rows, packed))
+        return dataclasses.replace(self, plans=_set_rows(self.plans, rows, _stamped(plans, now)))
 
 
 def _pack(transitions: Transition) -> Float[Array, "R W"]:
     t = transitions
     return jnp.concatenate([t.obs, t.action, t.next_obs, t.reward[:, None], t.terminated[:, None]], axis=-1)
+
+
+def _stamped(plans: Float[Array, "R T A"], now: Int[Array, ""]) -> Float[Array, "R P"]:
+    stamps = jnp.broadcast_to(now.astype(plans.dtype), (plans.shape[0], 1))
+    return jnp.concatenate([plans.reshape(plans.shape[0], -1), stamps], axis=-1)
 
 
 def _set_rows(matrix: Float[Array, "C W"], rows: Int[Array, " R"], values: Float[Array, "R W"]) -> Float[Array, "C W"]:

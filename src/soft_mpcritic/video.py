@@ -18,6 +18,7 @@ from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import check
 from soft_mpcritic.envs import EnvVector, Task
 from soft_mpcritic.evaluation import controlled_steps
+from soft_mpcritic.files import delivered
 from soft_mpcritic.planner import Models
 
 SIZE = 480  # pixels, both ways
@@ -32,7 +33,7 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
         steps = controlled_steps(agent, jit(agent.planner.control), models, envs, seed)
         rate = int(envs.first_env.metadata.get("render_fps", 30))
         stride = max(rate // 50, 1)
-        with _film(out, rate / stride) as film:
+        with delivered(out) as file, _film(file, rate / stride) as film:
             for count, step in enumerate(steps):
                 if step.done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode
                     break

@@ -1,6 +1,6 @@
 """Kills training processes at random moments, resumes them, and compares with a run that nobody disturbed.
 
-python -m tests.faults.kills training --kills 200 --log results/reliability/kills.csv
+python -m tests.faults.kills --kills 200 --log results/reliability/kills.csv
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from soft_mpcritic.files import read_table
-from tests.faults import child, writer
+from tests.faults import child
 
 STEPS = 400
 TIMES = ("wall_seconds", "steps_per_second")
@@ -150,21 +150,12 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("training", "writing"))
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path, help="of training: a table to which every kill is added as a row")
+    parser.add_argument("--log", type=Path, help="a table to which every kill is added as a row")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        kill = kill_training if asked.what == "training" else kill_writers
-        kill(Path(place) / "runs", asked.kills, asked.seed, asked.log)
-
-
-def kill_writers(place: Path, kills: int, seed: int, _log: Path | None) -> None:
-    campaign = writer.Campaign(place, seed)
-    for _ in range(kills):
-        campaign.kill()
-    print(f"{kills} kills up to step {campaign.safe}; archives half done: {dict(campaign.left)}; lost: none")
+        kill_training(Path(place) / "runs", asked.kills, asked.seed, asked.log)
 
 
 def kill_training(place: Path, kills: int, seed: int, log: Path | None) -> None:

@@ -6,6 +6,7 @@ import math
 import multiprocessing as mp
 import resource
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +288,28 @@ def test_a_disk_that_stays_full_leaves_the_last_checkpoint_to_go_on_from(whole, 
     assert "that of step 10 stands: make room, then go on with --resume." in str(caught.value)
     assert run(tmp_path / "run")["status"] == "finished"
     assert differences(whole, tmp_path / "run") == []
+
+
+def change_flag(path: Path, flag: str) -> bool:
+    """Of a folder and all in it; +i makes them read-only for everybody, root included. Could it be done?"""
+    return subprocess.run(["chattr", "-R", flag, str(path)], check=False, capture_output=True).returncode == 0
+
+
+def test_a_folder_that_becomes_read_only_leaves_the_last_checkpoint_to_go_on_from(whole, tmp_path):
+    if shutil.which("chattr") is None or not change_flag(tmp_path, "+i"):
+        pytest.skip("nothing can be made read-only here for whoever runs this")
+    change_flag(tmp_path, "-i")
+    path = tmp_path / "run"
+    try:
+        with pytest.raises(StorageError) as caught:
+            run(path, None, Watcher(40, lambda: change_flag(path, "+i")))
+        assert finite_models(path)
+        assert "cannot be written" in refused(lambda: run(path))
+    finally:
+        change_flag(path, "-i")
+    assert "that of step 30 stands: make it writable, then go on with --resume." in str(caught.value)
+    assert run(path)["status"] == "finished"
+    assert differences(whole, path) == []
 
 
 def flip(path: Path) -> None:

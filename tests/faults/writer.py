@@ -1,7 +1,13 @@
-"""Kills processes that do nothing but write archives and rows: thousands of kills where a training run allows tens."""
+"""Kills processes that do nothing but write archives and rows: thousands of kills where a training run allows tens.
 
+python -m tests.faults.writer --kills 2000 --log results/reliability/writers.csv
+"""
+
+import argparse
+import csv
 import multiprocessing as mp
 import random
+import tempfile
 import time
 from collections import Counter
 from multiprocessing.connection import Connection
@@ -16,6 +22,8 @@ SIZE = 20_000
 LAYOUT = {"numbers": Leaf(np.dtype(np.float64), (SIZE,))}
 COLUMNS = ("env_step", "value")
 EVERY = 3  # rows between archives
+LONGEST = 600.0  # s that a process may take to its first archive
+SHOWN = 100  # kills between two lines of a long campaign
 
 
 def numbers(step: int) -> np.ndarray:
@@ -49,7 +57,7 @@ class Campaign:
         self._place, self._random = place, random.Random(seed)
         place.mkdir(parents=True)
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(["__main__", "tests.faults.writer"])
+        self._context.set_forkserver_preload(["soft_mpcritic.archive"])
         self.safe = 0  # newest step that a process called safe
         self.left = Counter[str]()  # what kills found under way
 
@@ -59,7 +67,8 @@ class Campaign:
         process = self._context.Process(target=write, args=(self._place, theirs), daemon=True)
         process.start()
         theirs.close()
-        ours.poll(60)  # the first archive is safe; a kill before anything happens would prove nothing
+        assert ours.poll(LONGEST), "a writer hangs"
+        self.safe = ours.recv()  # a kill before anything happens would prove nothing
         time.sleep(self._random.uniform(0.0, 0.25))
         process.kill()
         process.join()
@@ -82,3 +91,33 @@ class Campaign:
         if newest:
             steps = [int(row["env_step"]) for row in read_table(self._place / "metrics.csv")]
             assert steps[:newest] == list(range(1, newest + 1)), "rows are missing, or there twice"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="a table of how far it was after every so many kills")
+    asked = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        campaign = Campaign(Path(place) / "run", asked.seed)
+        for number in range(1, asked.kills + 1):
+            campaign.kill()
+            if number % SHOWN == 0 or number == asked.kills:
+                left = campaign.left
+                rows.append([number, campaign.safe, left[".new"], left[".old"]])
+                print(f"{number} kills up to step {campaign.safe}; half done: {dict(left)}; lost: none", flush=True)
+                if asked.log is not None:
+                    note(asked.log, rows)
+
+
+def note(log: Path, rows: list[list[int]]) -> None:
+    with log.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["kills", "newest_safe_step", "half_written", "half_removed"])
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

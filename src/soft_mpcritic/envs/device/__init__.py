@@ -4,18 +4,20 @@ from dataclasses import dataclass
 
 from soft_mpcritic.envs.device.mjx import MJX_TASKS, MjxDynamics, MjxEnv
 from soft_mpcritic.envs.device.pendulums import SWING_UP, CartPoleSwingUp, Pendulum
-from soft_mpcritic.envs.device.vector import DeviceEnv, DeviceVector, HostedVector, VectorState
+from soft_mpcritic.envs.device.vector import UNSOUND, DeviceEnv, DeviceVector, HostedVector, VectorState, sound_rows
 from soft_mpcritic.envs.tasks import TASKS, TaskSpec
 
 __all__ = [
     "DEVICE_TASKS",
     "OWN_TASKS",
+    "UNSOUND",
     "DeviceEnv",
     "DeviceVector",
     "HostedVector",
     "MjxDynamics",
     "VectorState",
     "make_device_env",
+    "sound_rows",
 ]
 
 

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from soft_mpcritic.envs.guard import LARGEST, EnvironmentFaultError
 from soft_mpcritic.types import Experience
+
+UNSOUND = f"is not finite, or beyond {LARGEST:g}"
 
 
 class Outcome(NamedTuple):
@@ -69,9 +72,35 @@ class DeviceVector:
 
     def step(self, state: VectorState, actions: Float[Array, "E A"]) -> tuple[VectorState, Experience]:
         """Steps all by actions in the task's units; a time limit ends an episode but is no termination."""
+        return self._renewed(state, jax.vmap(self.env.step)(state.envs, actions))
+
+    def guarded_step(
+        self, state: VectorState, actions: Float[Array, "E A"]
+    ) -> tuple[VectorState, Experience, Bool[Array, " E"]]:
+        """`step` that says which environments answered with numbers that can be learned from.
+
+        Of the others, the episode is cut, and there are zeros in the place of what they answered.
+        """
         outcome = jax.vmap(self.env.step)(state.envs, actions)
+        sound = sound_rows(outcome.obs) & sound_rows(outcome.reward[:, None])
+        state, met = self._renewed(state, outcome, cut=~sound)
+        started = sound_rows(jnp.asarray(met.start_obs))
+        experience = Experience(
+            jnp.where(sound, met.reward, 0.0),
+            jnp.where(sound[:, None], met.next_obs, 0.0),
+            met.terminated & sound,
+            met.done,
+            jnp.where(started[:, None], met.start_obs, 0.0),
+        )
+        return state, experience, sound & started
+
+    def _renewed(
+        self, state: VectorState, outcome: Outcome, cut: Bool[Array, " E"] | None = None
+    ) -> tuple[VectorState, Experience]:
+        """What `outcome` [E] leads to: new episodes where one is over, or is to be `cut`."""
         time = state.time + 1
         done = outcome.terminated | (time >= self.env.max_steps)
+        done = done if cut is None else done | cut
         key, reset_key = jax.random.split(state.key)
         fresh = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.num_envs))
         envs, start_obs = jax.tree.map(
@@ -95,13 +124,18 @@ class DeviceVector:
         return jax.tree.unflatten(structure, [*arrays, jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32))])
 
 
+def sound_rows(rows: Float[Array, "E S"]) -> Bool[Array, " E"]:
+    """Which rows hold numbers that can be learned from; NaN is none."""
+    return jnp.all(jnp.abs(rows) <= LARGEST, axis=-1)
+
+
 class HostedVector:
     """E device environments that are stepped from the host, as `EnvVector` is."""
 
     def __init__(self, env: DeviceEnv, num_envs: int) -> None:
         self.num_envs = num_envs
         self._vector = DeviceVector(env, num_envs)
-        self._step = jax.jit(self._vector.step)
+        self._step = jax.jit(self._vector.guarded_step)
 
     def reset(self, seed: int | Sequence[int]) -> np.ndarray:
         """First observations [E, S]; environment e gets seed + e, or the e-th of a list."""
@@ -112,7 +146,9 @@ class HostedVector:
 
     def step(self, actions: np.ndarray) -> Experience:
         """Steps all by actions [E, A] in the task's units."""
-        self._state, experience = self._step(self._state, jnp.asarray(actions))
+        self._state, experience, sound = self._step(self._state, jnp.asarray(actions))
+        for env in np.flatnonzero(~np.asarray(sound)).tolist():
+            raise EnvironmentFaultError(f"observation or reward of environment {env} {UNSOUND}")
         return Experience(*(np.asarray(part) for part in experience))
 
     def close(self) -> None:
