@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from soft_mpcritic import cli
-from soft_mpcritic.agent import Agent, AgentState
+from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError, override
