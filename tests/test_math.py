@@ -1,13 +1,12 @@
 """Shared formulas against NumPy and SciPy."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from soft_mpcritic.math import effective_sample_size, hl_gauss, log_mean_exp, polyak, symexp, symlog
+from soft_mpcritic.math import effective_sample_size, hl_gauss, log_mean_exp, polyak
 
 EDGES = np.linspace(-2, 2, 21)
 
@@ -49,18 +48,6 @@ def test_polyak_moves_every_leaf_by_the_step(step):
     moved = polyak(target, online, step)
     np.testing.assert_allclose(moved["a"], (1 - step) * np.array([1.0, 2.0]), rtol=1e-6)
     np.testing.assert_allclose(moved["b"][0], (1 - step) * -3.0 + step * 5.0, rtol=1e-6)
-
-
-def test_symexp_inverts_symlog_at_all_sizes():
-    sizes = np.logspace(-6, 15, 43)
-    values = jnp.asarray(np.concatenate([-sizes, [0.0], sizes]), jnp.float32)
-    np.testing.assert_allclose(symlog(values), np.sign(values) * np.log1p(np.abs(np.asarray(values, float))), rtol=1e-6)
-    np.testing.assert_allclose(symexp(symlog(values)), values, rtol=5e-6)
-
-
-def test_symlog_is_the_identity_for_small_values_and_so_is_its_slope():
-    np.testing.assert_allclose(symlog(jnp.array([-1e-3, 1e-3])), [-1e-3, 1e-3], rtol=1e-3)
-    assert jax.grad(symlog)(0.1) == pytest.approx(1 / 1.1) and jax.grad(symexp)(-0.1) == pytest.approx(np.exp(0.1))
 
 
 @pytest.mark.parametrize("value", [-1.93, -0.5, 0.0, 0.31, 2.0])

@@ -337,6 +337,14 @@ def test_settings_of_earlier_versions_are_read_under_the_names_of_this_one(folde
         del record["settings"][planner]["scenarios"]
     record["settings"]["objective"]["scenarios"] = "per_sample"
     record["settings"]["training"]["critic_steps"] = 0.5
+    record["settings"]["critic"]["symlog"] = False
     (folder.path / "config.json").write_text(json.dumps(record))
     config = folder.read_settings().config
     assert (config.planner.scenarios, config.target_planner.scenarios) == ("per_sample", "per_sample")
+
+
+def test_a_critic_that_cannot_be_read_any_more_is_refused(folder):
+    record = json.loads((folder.path / "config.json").read_text())
+    record["settings"]["critic"]["symlog"] = True
+    (folder.path / "config.json").write_text(json.dumps(record))
+    assert "got symlog" in refused(folder.read_settings)

@@ -120,9 +120,8 @@ class CriticConfig:
     loss: Literal["mse", "hl_gauss"] = "mse"
     imagined: float = 0.0  # share of the batch that begins where plans end, by the models
     relative: bool = False  # do errors count relative to the value, where it is larger than the unit?
-    symlog: bool = False  # regress sign(x) log(1 + |x|) of the return x in the critic's unit, or x itself?
     bins: int = 101  # of hl_gauss
-    support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, of what is regressed
+    support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, in units
     unit: Literal["reward", "return"] = "return"  # network output 1 means `scale`, or scale / (1 - discount)
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from soft_mpcritic.config import CriticConfig
-from soft_mpcritic.math import hl_gauss, symexp, symlog
+from soft_mpcritic.math import hl_gauss
 from soft_mpcritic.networks import MLP, init_ensemble
 
 BIN_SPREAD = 0.75  # deviation of HL-Gauss histograms in bins, as in Farebrother et al., "Stop Regressing"
@@ -16,8 +16,7 @@ class SoftQ(eqx.Module):
     """One or two heads from (features, action) to the discounted return.
 
     Networks work in the critic's `unit`: with 1 / (1 - gamma), outputs have the size of a single reward whatever
-    the horizon of the discount, and regress as easily. With `symlog` they work in the logarithm of large returns:
-    what a bad beginning left in the replay, a thousand times as large, then leaves the values of good states alone.
+    the horizon of the discount, and regress as easily.
     """
 
     networks: MLP  # leading axis M
@@ -64,13 +63,12 @@ class SoftQ(eqx.Module):
         target: Float[Array, " R"],
         weight: Float[Array, " R"],
     ) -> tuple[Float[Array, ""], Float[Array, "M R"]]:
-        """Weighted mean of squared error, or HL-Gauss cross-entropy, of what is regressed, summed over heads; values.
+        """Weighted mean of squared error, or HL-Gauss cross-entropy, in the critic's unit, summed over heads; values.
 
         Rows of weight 0 do not count, whatever their target.
         """
         outputs = self._outputs(features, action)
         target = jnp.where(weight > 0, target, 0.0) / self.unit
-        target = symlog(target) if self.config.symlog else target
         if self.config.loss == "mse":
             errors = (outputs[..., 0] - target[None]) ** 2
         else:
@@ -90,7 +88,7 @@ class SoftQ(eqx.Module):
         else:
             centres = 0.5 * (self._edges[1:] + self._edges[:-1])
             regressed = jax.nn.softmax(outputs, axis=-1) @ centres
-        return self.unit * (symexp(regressed) if self.config.symlog else regressed)
+        return self.unit * regressed
 
     @property
     def _edges(self) -> Float[Array, " J"]:

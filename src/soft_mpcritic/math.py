@@ -26,19 +26,6 @@ def polyak(target: PyTree, online: PyTree, step: float | Array) -> PyTree:
     return jax.tree.map(lambda t, o: t + step * (o - t), target, online)
 
 
-def symlog(x: Float[Array, "*rest"]) -> Float[Array, "*rest"]:
-    """sign(x) log(1 + |x|): x itself where it is small, its logarithm where it is large.
-
-    Source: Hafner et al., "Mastering Diverse Domains through World Models".
-    """
-    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
-
-
-def symexp(x: Float[Array, "*rest"]) -> Float[Array, "*rest"]:
-    """The inverse of `symlog`; infinite from |x| = 89 on, where float32 ends."""
-    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
-
-
 def hl_gauss(values: Float[Array, " R"], edges: Float[Array, " J"], spread: float) -> Float[Array, "R I"]:
     """Histogram over the I = J - 1 bins between `edges` of N(value, spread^2), cut to the support and renormalised.
 
