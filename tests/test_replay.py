@@ -55,6 +55,17 @@ def test_size_and_position_follow_the_ring(count):
     assert replay.position == count % 7
 
 
+def test_a_step_that_is_not_to_be_kept_changes_nothing():
+    """Also in a full ring, where it would take the place of the oldest."""
+    add = jax.jit(Replay.add)
+    for count in (5, 20):
+        replay = filled(count, capacity=7)
+        left = add(replay, transitions(np.array([99])), plans(np.array([99])), now(99), jnp.array(False))
+        jax.tree.map(np.testing.assert_array_equal, left, replay)
+        kept = add(replay, transitions(np.array([99])), plans(np.array([99])), now(99), jnp.array(True))
+        assert_holds(kept, np.array([count % 7]), np.array([99]))
+
+
 def test_what_was_added_is_taken_whole():
     replay = filled(5, capacity=7)
     assert_holds(replay, np.array([3, 0, 4, 3]), np.array([3, 0, 4, 3]))
@@ -118,9 +129,9 @@ def test_draws_follow_from_the_key():
 CAPACITY = 100_000
 
 
-def step(replay: Replay, key: jax.Array, new: Transition, start: jax.Array, time: jax.Array):
+def step(replay: Replay, key: jax.Array, new: Transition, start: jax.Array, time: jax.Array, keep=None):
     """What one environment step does with its replay."""
-    replay = replay.add(new, start, time)
+    replay = replay.add(new, start, time, keep)
     rows = replay.sample_rows(key, 32)
     batch, (kept, planned_at) = replay.take(rows), replay.take_plans(rows)
     replay = replay.write_plans(rows, 0.5 * kept, time)
@@ -133,9 +144,9 @@ def step_arguments(envs: int):
     return replay, jax.random.key(0), transitions(ids), plans(ids), now(1)
 
 
-def copies(envs: int, **options) -> list[str]:
+def copies(envs: int, keep: jax.Array | None = None, **options) -> list[str]:
     """Whole buffers that the compiled step copies."""
-    program = jax.jit(step, **options).lower(*step_arguments(envs)).compile().as_text()
+    program = jax.jit(step, **options).lower(*step_arguments(envs), keep).compile().as_text()
     assert program is not None
     return re.findall(rf"f32\[{CAPACITY},\d+\]\S* copy(?:-start)?\(", program)
 
@@ -144,7 +155,7 @@ def copies(envs: int, **options) -> list[str]:
 @pytest.mark.parametrize("envs", [1, 3])
 def test_a_step_copies_no_buffer_that_is_donated(envs):
     assert len(copies(envs)) == 2  # records and plans, where the caller keeps the old ones
-    assert copies(envs, donate_argnums=0) == []
+    assert copies(envs, donate_argnums=0) == copies(envs, jnp.array(True), donate_argnums=0) == []
 
 
 @pytest.mark.parametrize("envs", [1, 3])
