@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from soft_mpcritic import device_training
-from soft_mpcritic.agent import Agent
+from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.device_training import DeviceLoop, DeviceRun, fitted, prepare_seeds, seed_folders, train_on_device
@@ -328,12 +328,15 @@ def poison(monkeypatch) -> Callable[[], None]:
         honest(self, *arguments)
         begun.append(self)
 
+    def spoiled(agent: AgentState, which: jax.Array) -> AgentState:
+        networks = jax.tree.map(lambda leaf: jnp.where(which, jnp.nan, leaf), agent.models.critic.networks)
+        critic = dataclasses.replace(agent.models.critic, networks=networks)
+        return dataclasses.replace(agent, models=dataclasses.replace(agent.models, critic=critic))
+
     def spoil() -> None:
         state = begun[-1]._states
-        networks = jax.tree.map(lambda leaf: leaf.at[-1].multiply(jnp.nan), state.agent.models.critic.networks)
-        critic = dataclasses.replace(state.agent.models.critic, networks=networks)
-        models = dataclasses.replace(state.agent.models, critic=critic)
-        begun[-1]._states = state._replace(agent=dataclasses.replace(state.agent, models=models))
+        last = jnp.array([False] * (len(state.action) - 1) + [True])
+        begun[-1]._states = state._replace(agent=jax.vmap(spoiled)(state.agent, last))
 
     monkeypatch.setattr(DeviceRun, "__init__", noted)
     return spoil

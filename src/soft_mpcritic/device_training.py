@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.agent_state import METRIC_NAMES, AgentState, LearningMetrics
+from soft_mpcritic.agent_state import METRIC_NAMES, AgentState, Health, LearningMetrics
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.diagnostics import Diagnostics, summarize
@@ -245,18 +245,15 @@ class DeviceRun:
 
     def _turn_back(self) -> None:
         """Learning has diverged: all seeds go on from the last good checkpoint, those concerned with smaller steps."""
-        diverged, before = self._diverged, self._states.agent.health
+        diverged, before = jnp.array(self._diverged), jax.tree.map(jnp.copy, self._states.agent.health)
         try:
             good = way_back(self._records, self._training.divergence)
         except DivergenceError:
             self._checkpoint()
             raise
-        self._resume(good, RunRecord.roll_back)
-        after = self._states.agent.health
-        concerned = jnp.array(diverged)
-        smaller = smaller_steps(self._states.agent, before)
-        health = jax.tree.map(lambda new, old: jnp.where(concerned, new, old), smaller.health, after)
-        self._states = self._states._replace(agent=dataclasses.replace(self._states.agent, health=health))
+        self._resume(good, RunRecord.roll_back)  # the states of before are no more
+        agent = jax.vmap(_smaller_where)(diverged, self._states.agent, before)
+        self._states = self._states._replace(agent=agent)
 
     def _updates_due(self) -> list[int | None]:
         """Updates after each step of the next chunk; None where it acts at random."""
@@ -375,3 +372,10 @@ class DeviceRun:
     @property
     def _env_step(self) -> int:
         return self._records[0].clock.env_step
+
+
+def _smaller_where(diverged: Bool[Array, ""], state: AgentState, before: Health) -> AgentState:
+    """`smaller_steps` for a seed that has diverged; others do what they did before once more."""
+    smaller = smaller_steps(state, before).health
+    health = jax.tree.map(lambda new, old: jnp.where(diverged, new, old), smaller, state.health)
+    return dataclasses.replace(state, health=health)
