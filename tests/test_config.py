@@ -143,6 +143,24 @@ def test_an_infinite_support_is_refused():
     assert_names(caught.value, "support", (-math.inf, math.inf))
 
 
+@pytest.mark.parametrize(
+    "wrong", [5, 10**18, None, "x", [1], [1, 2, 3], [0, None], [1, 0], [0, math.nan], [0, 10**400]], ids=range(10)
+)
+def test_a_support_that_is_none_is_refused_in_one_line(wrong, monkeypatch):
+    """As a crafted config.json may have it."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ConfigError, match=r"^support must be .*, got .*: try") as caught:
+        override(Config(), {"critic.support": wrong})
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("wrong", [5, None, True, 1.5])
+def test_a_part_that_is_no_name_is_refused(wrong, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ConfigError, match=r"^reward must be a name, got .*: use module:name, or nothing"):
+        override(Config(), {"parts.reward": wrong})
+
+
 def test_cvar_refuses_an_alpha_above_one():
     with pytest.raises(ConfigError) as caught:
         ObjectiveConfig(risk="cvar", risk_parameter=1.5)

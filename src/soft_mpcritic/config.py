@@ -136,10 +136,10 @@ class CriticConfig:
         check(imagines, "imagined", "lie in [0, 0.5]", self.imagined, "each begins at a step that was experienced")
         check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
         check(_positive(self.scale), "scale", "be > 0", self.scale, "use the size of a usual reward")
-        pair = len(self.support) == 2 and all(isinstance(end, int | float) for end in self.support)
+        pair = isinstance(self.support, tuple) and [isinstance(end, int | float) for end in self.support] == [True] * 2
         check(pair, "support", "be two numbers", repr(self.support)[:60], "try (-20, 20)")
-        bounded = all(map(math.isfinite, self.support)) and self.support[0] < self.support[1]
-        check(bounded, "support", "be finite and ordered", self.support, "try (-20, 20)")
+        bounded = all(abs(end) <= LONGEST for end in self.support) and self.support[0] < self.support[1]
+        check(bounded, "support", "be finite and ordered", str(self.support)[:60], "try (-20, 20)")
         _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
 
 
@@ -199,6 +199,9 @@ class PartsConfig:
     prior: str = ""
     sampler: str = ""
     risk: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -305,6 +308,8 @@ def check_fields(section: Any) -> None:
             check(value in choices, name, f"be one of {', '.join(choices)}", repr(value), "choose one of these")
         elif hint in (int, float, bool):
             _check_number(name, hint, value)
+        elif hint is str:
+            check(isinstance(value, str), name, "be a name", repr(value)[:30], "use module:name, or nothing")
 
 
 def _check_number(name: str, kind: type, value: Any) -> None:
