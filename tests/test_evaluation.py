@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soft_mpcritic.agent import Agent
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import EnvVector, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from tests.systems import small_config
@@ -42,8 +43,6 @@ def test_the_value_of_a_trajectory_is_that_of_the_solve_that_acted():
     trajectories = Evaluator(agent).play(models, 2)
     key = jax.random.split(jax.random.split(jax.random.key(EVALUATION_SEED))[1], 1000)[0]
     obs = np.stack([t.obs[0] for t in trajectories])
-    result = jax.jit(agent.planner.plan)(
-        models, key, obs, np.zeros((2, agent.config.planner.horizon + 1, 1), np.float32)
-    )
+    result = jit(agent.planner.plan)(models, key, obs, np.zeros((2, agent.config.planner.horizon + 1, 1), np.float32))
     np.testing.assert_allclose([t.soft_value[0] for t in trajectories], result.value, rtol=1e-5)
     np.testing.assert_allclose([t.action[0] for t in trajectories], result.plan[:, 0], atol=1e-6)

@@ -14,7 +14,7 @@ from tests.systems import small_config
 
 
 def film_without_opengl(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "_render_options", lambda agent: {})
+    monkeypatch.setattr(video, "render_options", lambda task: {})
     agent = Agent(make_task("InvertedDoublePendulum-v5"), small_config())
     models = jax.jit(agent.init)(jax.random.key(0)).models
     video.record_episode(agent, models, 0, out)

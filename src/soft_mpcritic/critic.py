@@ -63,9 +63,10 @@ class SoftQ(eqx.Module):
         target: Float[Array, " R"],
         weight: Float[Array, " R"],
     ) -> tuple[Float[Array, ""], Float[Array, "M R"]]:
-        """Weighted mean of squared error, or HL-Gauss cross-entropy, in the critic's unit, summed over heads; values.
+        """Mean of weighted squared errors, or HL-Gauss cross-entropies, in units, summed over heads; and the values.
 
-        Rows of weight 0 do not count, whatever their target.
+        Rows of weight 0 do not count, whatever their target. The mean of the others is by their number: by the sum of
+        their weights, a row would weigh more in one batch than in another.
         """
         outputs = self._outputs(features, action)
         target = jnp.where(weight > 0, target, 0.0) / self.unit
@@ -75,7 +76,7 @@ class SoftQ(eqx.Module):
             width = (self.config.support[1] - self.config.support[0]) / self.config.bins
             labels = hl_gauss(target, self._edges, BIN_SPREAD * width)
             errors = -jnp.sum(labels[None] * jax.nn.log_softmax(outputs, axis=-1), axis=-1)
-        weighted = jnp.sum(errors * weight[None]) / jnp.maximum(jnp.sum(weight), 1)
+        weighted = jnp.sum(errors * weight[None]) / jnp.maximum(jnp.sum(weight > 0, dtype=errors.dtype), 1)
         return weighted, self._value(outputs)
 
     def _outputs(self, features: Float[Array, "R F"], action: Float[Array, "R A"]) -> Float[Array, "M R O"]:

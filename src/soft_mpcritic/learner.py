@@ -94,7 +94,8 @@ class Learner:
         refined = result.plan[: rows.shape[0]]
         replay = replay.write_plans(rows, refined, state.updates)
 
-        weight = jnp.where(jnp.isfinite(target), weight, 0.0)
+        valid = jnp.isfinite(target) & (weight > 0)
+        weight = jnp.where(valid, weight, 0.0)
         features = self.planner.features(models, batch.obs)
         if config.relative:
             weight = weight * models.target_critic.tolerance(features, batch.action)
@@ -120,7 +121,7 @@ class Learner:
             "critic_loss": loss,
             "q_mean": jnp.mean(values),
             "q_head_gap": jnp.mean(jnp.max(values, axis=0) - jnp.min(values, axis=0)),
-            "target_mean": jnp.sum(jnp.where(weight > 0, target, 0.0)) / jnp.maximum(jnp.sum(weight), 1),
+            "target_mean": jnp.sum(jnp.where(valid, target, 0.0)) / jnp.maximum(jnp.sum(valid, dtype=loss.dtype), 1),
             "target_effective_samples": jnp.mean(result.stats.effective_samples),
             "target_invalid": jnp.mean(result.stats.invalid_fraction),
             "plan_age": age,
