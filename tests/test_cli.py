@@ -1,4 +1,6 @@
+import os
 import shutil
+import subprocess
 import sys
 import warnings
 
@@ -11,6 +13,7 @@ from gymnasium import spaces
 from soft_mpcritic import cli
 from soft_mpcritic import run as running
 from soft_mpcritic.config import override, preset
+from soft_mpcritic.console import Console
 from soft_mpcritic.envs import registry
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
 
@@ -350,6 +353,11 @@ def test_messages_of_the_parser_read_like_ours(refused, arguments):
     assert "---" not in text and "__tyro" not in text
 
 
+def test_of_options_like_an_unknown_one_the_names_are_told(refused):
+    text = refused("train", "Pendulum-v1", "--critic.imagind", "0.3")
+    assert "--critic.imagind" in text and text.endswith("--critic.imagined")
+
+
 def test_an_outdated_version_is_taken_without_further_noise():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -479,3 +487,25 @@ def test_help_is_given(arguments, capsys, workplace):
     out, err = capsys.readouterr()
     assert "usage: soft-mpcritic" in out and err == ""
     assert not list(workplace.iterdir())
+
+
+def test_who_reads_the_help_may_leave(tmp_path):
+    """As `soft-mpcritic train --help | head -1` does: no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", "from soft_mpcritic.cli import entry_point; entry_point()", "train", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, cwd=tmp_path)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_run_outlives_those_who_watch_it(run_folder, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", buffering=1) as unread, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", unread)
+        with pytest.raises(BrokenPipeError):
+            print("unread", file=sys.stderr, flush=True)
+        with Console(run_folder.read_settings().description, run_folder) as console:
+            console.report({"status": "finished", "env_step": 1, "wall_seconds": 1.0})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what waits in the stream has somewhere to go

@@ -1,7 +1,9 @@
 """Live progress of a run on standard error."""
 
+import contextlib
+import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 import numpy as np
 from rich.console import Console as RichConsole
@@ -11,13 +13,32 @@ from soft_mpcritic.run_folder import OURS, RunDescription, RunFolder
 from soft_mpcritic.types import Episode
 
 
+class _PerhapsUnread:
+    """A stream whose reader may have gone, a closed terminal or a pipe's end: a run outlives those who watch it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Console:
     """A progress bar with steps, return, speed and time left; plain lines where there is no terminal."""
 
     def __init__(self, run: RunDescription, folder: RunFolder, num_seeds: int = 1, note: str = "") -> None:
         """A `note` is said first."""
         self._note = note
-        self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._console = RichConsole(file=cast(TextIO, _PerhapsUnread(sys.stderr)), highlight=False, soft_wrap=True)
         self._run, self._folder = run, folder
         last = run.seed + num_seeds - 1
         self._seeds = f"seed {run.seed}" if num_seeds == 1 else f"seeds {run.seed} to {last}"

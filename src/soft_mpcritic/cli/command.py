@@ -13,6 +13,7 @@ from soft_mpcritic.reproduce.command import FailedRunsError
 
 RUNS_FAILED = 1
 USER_CAN_MEND = 2
+READER_GONE = 141  # as a shell tells of a process that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,4 +43,10 @@ def entry_point() -> None:
     They come last: no file that happens to lie there takes the place of a library.
     """
     sys.path.append(os.getcwd())
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough: `soft-mpcritic train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = READER_GONE
+    sys.exit(status)

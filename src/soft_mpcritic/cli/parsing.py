@@ -90,13 +90,23 @@ def _one_line_errors(parse: Callable[[], Any]) -> Any:
 
 
 def _condense(box: str) -> str:
-    """A framed complaint as one line, without frame, title, and hints at the help text."""
-    sections: list[str] = [""]
+    """A framed complaint as one line, without frame, title and hints at the help; of similar options, names."""
+    sections: list[list[str]] = [[]]
     for row in box.splitlines()[1:]:  # the first row is the title
         line = row.strip("│| ")
         if line.strip("─-+╰╯ "):
-            sections[-1] += f"{line} "
+            sections[-1].append(line)
         else:
-            sections.append("")
-    told = [text.strip() for text in sections if not text.startswith(("For full helptext", "Argument helptext", "Got"))]
-    return "; ".join(filter(None, told)).replace("__tyro-dummy-inner__.config.", "--")
+            sections.append([])
+    told = filter(None, map(_told, filter(None, sections)))
+    return "; ".join(told).replace("__tyro-dummy-inner__.config.", "--")
+
+
+def _told(section: list[str]) -> str:
+    """What of one part of a complaint is worth a place in one line."""
+    if section[0].startswith(("For full helptext", "Argument helptext", "Got", "Arguments are applied")):
+        return ""
+    if section[0].startswith(("Arguments similar to", "Perhaps you meant")):
+        names = [line.split()[0] for line in section[1:] if line.startswith("--")]
+        return f"{section[0]} {', '.join(dict.fromkeys(names))}"
+    return " ".join(section)
