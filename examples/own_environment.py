@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from matplotlib.figure import Figure
 
-from soft_mpcritic import Config, train
+from soft_mpcritic import Config, override, train
 
 
 class PointMass(gym.Env):
@@ -27,7 +27,10 @@ class PointMass(gym.Env):
         return self.state, -float(self.state[:2] @ self.state[:2] + 0.01 * action @ action), False, self.time >= 60, {}
 
 
-def main(config: Config | str = "default", total_steps: int = 3000, out: Path = Path("own_environment.png")) -> None:
+WIDE = override(Config(), {"critic.relative": True})  # the first, random, episodes cost a thousand times a good one
+
+
+def main(config: Config | str = WIDE, total_steps: int = 3000, out: Path = Path("own_environment.png")) -> None:
     figure = Figure()
     axes = figure.subplots()
     run = train(PointMass, config, total_steps=total_steps, run_dir=out.with_suffix(""), resume=True)

@@ -1,5 +1,6 @@
 """Strict numerics for every test: shapes checked at run time, no silent promotion of ranks or dtypes."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Many tests compile the same step: the second one finds it here.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# A shell that starts the tests in the background has SIGINT ignored, and so would runs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

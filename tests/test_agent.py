@@ -127,7 +127,7 @@ def test_a_second_visit_starts_from_the_plan_of_the_first():
     np.testing.assert_allclose(after.replay.take_plans(rows)[0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("relative", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_relative_errors_are_weighed_by_what_the_slow_critic_says_of_the_stored_step(relative):
     agent, state = make(critic__batch_size=1, critic__relative=relative, critic__scale=0.01)
     state = filled(agent, state, steps=1)
@@ -185,7 +185,7 @@ def test_invalid_targets_do_not_reach_the_critic():
 
 
 def test_members_stay_different_while_they_learn():
-    state = learn(SYSTEM, small_config(), jax.random.key(0), 100)
+    state = learn(SYSTEM, small_config(), jax.random.key(0), 60)
     for leaf in jax.tree.leaves(state.models.dynamics.members):
         flat = np.asarray(leaf).reshape(leaf.shape[0], -1)
         assert np.abs(flat[:, None] - flat[None]).max(-1)[~np.eye(len(flat), dtype=bool)].min() > 1e-3
@@ -208,6 +208,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
     assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_seeds_can_be_mapped():
     """`vmap` over seeds gives what single runs give, to rounding (at a temperature that does not amplify it)."""
     config = small_config(objective__temperature=10.0)
@@ -274,7 +275,7 @@ def test_random_actions_are_held_for_as_long_as_asked_on_average_and_stay_unifor
         assert abs(np.mean(action**2) - 1 / 3) < 4 * np.sqrt(4 / 45 / envs)
 
 
-@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("share", [0.25, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_the_target_planner_acts_on_its_share_of_steps(share):
     envs = 400
     agent, state = make(training__num_envs=envs, training__target_steps=share, target_planner__keep_nominal=False)

@@ -157,6 +157,7 @@ def test_an_interrupted_run_resumes_bit_by_bit(single: Path, tmp_path: Path, sto
     assert_same_run(single, path)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_prolonged_is_the_longer_run(single: Path, tmp_path: Path):
     """Its replay is no larger than the shorter run needed, and grows."""
     run(tmp_path / "prolonged", total_steps=61)
@@ -200,6 +201,7 @@ def test_one_compilation_serves_the_whole_run(tmp_path: Path):
     device_run.close()
 
 
+@pytest.mark.slow
 def test_seeds_killed_at_their_first_checkpoint_begin_anew_together(pair: Path, tmp_path: Path, monkeypatch):
     """Seed 0 has written one, seed 1 none: there is nothing to lose yet, and nothing to mend by hand."""
     path, honest = tmp_path / "killed", RunRecord.checkpoint
@@ -225,6 +227,7 @@ def test_seeds_killed_at_their_first_checkpoint_begin_anew_together(pair: Path, 
         assert_same_run(pair / seed, path / seed)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_of_one_seed_takes_all_back_to_the_one_before(pair: Path, tmp_path: Path, caplog):
     path = Path(shutil.copytree(pair, tmp_path / "damaged"))
     state = path / "seed1" / "checkpoints" / str(STEPS) / "state.safetensors"
@@ -298,6 +301,7 @@ def test_numbers_that_nobody_can_learn_from_are_survived_counted_and_never_kept(
     assert np.abs(arrays[".models.obs_scale.mean"]).max() < 10
 
 
+@pytest.mark.slow
 def test_too_many_such_numbers_stop_the_run_after_a_checkpoint(moody, tmp_path: Path):
     told = (
         r"environment [01] of seed 0 is not finite, or beyond 1e\+15; 1 faults were tolerated, at environment step \d+"
@@ -363,6 +367,7 @@ def test_a_seed_that_diverges_takes_all_back_and_goes_on_with_smaller_steps(pair
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
+@pytest.mark.slow
 def test_seeds_that_diverge_stop_after_a_checkpoint_where_they_are_told_to(tmp_path: Path, poison):
     settings = {"training__skips_tolerated": 5, "training__divergence": "stop"}
     with pytest.raises(DivergenceError, match="learning diverges: the last 18 updates were not finite"):

@@ -52,7 +52,7 @@ def test_told_physics_are_learned_better_than_none_after_as_many_steps(seed, opt
     config, errors = small_config(training__seed_steps=50), []
     for nominal in (ideal, None):
         plant = system(nominal)
-        state = learn(plant, config, jax.random.key(seed), 250)
+        state = learn(plant, config, jax.random.key(seed), 150)
         errors.append(model_error(plant, Agent(plant.task, config), state))
     told, bare = errors
     untaught = float(jnp.sqrt(jnp.mean((ideal(*rows()) - real(*rows())) ** 2)))

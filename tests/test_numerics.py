@@ -77,7 +77,7 @@ def test_returns_and_targets_of_float32_are_those_of_float64(horizon):
 
 
 @pytest.mark.parametrize("power", [-10, 10])
-@pytest.mark.parametrize("loss", ["mse", "hl_gauss"])
+@pytest.mark.parametrize("loss", ["mse", pytest.param("hl_gauss", marks=pytest.mark.slow)])
 def test_a_change_of_the_unit_of_reward_changes_nothing_that_is_learned(power, loss):
     """By powers of two, about 1e-3 and 1e3: 12 steps of learning differ by rounding alone."""
     scale = 2.0**power

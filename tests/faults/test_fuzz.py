@@ -36,7 +36,7 @@ def test_configurations_are_refused_in_one_line_or_make_an_agent(changes: dict[s
         fuzz.built(config)
 
 
-@settings(SOME, max_examples=3)
+@settings(SOME, max_examples=2)
 @given(fuzz.assignments(nonsense=False))
 def test_configurations_that_are_accepted_train(changes: dict[str, Any]):
     config = fuzz.accepted(changes)
