@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soft_mpcritic import device_training
+from soft_mpcritic import device_training, training
 from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.config import Config, ConfigError
-from soft_mpcritic.device_training import DeviceLoop, DeviceRun, fitted, prepare_seeds, seed_folders, train_on_device
+from soft_mpcritic.device_loop import DeviceLoop
+from soft_mpcritic.device_training import DeviceRun, train_on_device
 from soft_mpcritic.divergence import DivergenceError
 from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_env, make_task
 from soft_mpcritic.envs.device.pendulums import CartPoleState, CartPoleSwingUp
@@ -27,6 +28,7 @@ from soft_mpcritic.files import read_table
 from soft_mpcritic.memory import Footprint, available_memory, largest
 from soft_mpcritic.recording import RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.seeds import fitted, prepare_seeds, seed_folders
 from tests.systems import small_config
 from tests.test_training import Silent, assert_same_run, final_arrays, without_times
 
@@ -393,7 +395,7 @@ def test_a_run_cannot_change_its_backend(single: Path):
     host = dataclasses.replace(config().training, backend="host")
     asked = RunSettings(ENV_ID, "default", 0, STEPS, dataclasses.replace(config(), training=host))
     with pytest.raises(ConfigError, match="exists on the device only: add --backend device"):
-        device_training.prepare_run(RunFolder(single), asked, True)
+        training.prepare_run(RunFolder(single), asked, True)
 
 
 # ------------------------------------------------------------------- memory

@@ -1,147 +1,36 @@
-"""The device loop: environments and agents of M seeds in one compiled loop, the host for what falls due in between."""
+"""Training on the device: the compiled loop of M seeds, and the host for what falls due in between."""
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool
 
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.agent_state import METRIC_NAMES, AgentState, Health, LearningMetrics
+from soft_mpcritic.agent_state import AgentState, Health, LearningMetrics
 from soft_mpcritic.compilation import jit
-from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.config import ConfigError
+from soft_mpcritic.device_loop import DeviceLoop, LoopState, Rows
 from soft_mpcritic.diagnostics import Diagnostics, summarize
 from soft_mpcritic.divergence import DivergenceError, smaller_steps, way_back
-from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, VectorState, make_device_env, make_task
+from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_env, make_task
 from soft_mpcritic.envs.device import UNSOUND, sound_rows
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import LOG
-from soft_mpcritic.memory import Footprint, available_memory
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
-from soft_mpcritic.run_folder import RunFolder, RunSettings
-from soft_mpcritic.training import prepare_run, stop_requests
-from soft_mpcritic.types import AnyArray, Episode
+from soft_mpcritic.run_folder import RunFolder
+from soft_mpcritic.seeds import SeedRun, fitted
+from soft_mpcritic.training import stop_requests
+from soft_mpcritic.types import Episode
 
 LONGEST_CHUNK = 1000  # steps between two looks at the host, at most
 LEARNING_FIGURES = len(LearningMetrics._fields)
-
-
-class LoopState(NamedTuple):
-    """Everything that one seed's loop changes."""
-
-    envs: VectorState
-    agent: AgentState
-    action: Float[Array, "E A"]  # to be taken next, in the task's units
-
-
-class Rows(NamedTuple):
-    """What L steps leave for the host; on it, with a leading axis of seeds."""
-
-    reward: Float[AnyArray, "L E"]
-    done: Bool[AnyArray, "L E"]
-    sound: Bool[AnyArray, "L E"]  # False: a step that is not learned from, and ends its episode
-    figures: Float[AnyArray, "L F"]  # in the order of METRIC_NAMES
-
-
-@dataclass(frozen=True)
-class DeviceLoop:
-    """One seed's loop as pure functions; vmap makes M of them."""
-
-    agent: Agent
-    envs: DeviceVector
-    length: int  # L, the most steps of one call
-
-    def init(self, key: PRNGKeyArray) -> LoopState:
-        """Fresh networks and environments, and first actions."""
-        envs, obs = self.envs.reset(jax.random.fold_in(key, 2))  # 0 and 1: `split`'s, in the agent
-        agent, action = self.agent.begin(self.agent.init(key), obs)
-        return LoopState(envs, agent, action)
-
-    def play(
-        self, state: LoopState, count: Int[Array, ""], at_random: Bool[Array, " L"], updates: Int[Array, " L"]
-    ) -> tuple[LoopState, Rows]:
-        """`count` steps of all environments, any number up to L with one compilation; the rest of the rows is empty.
-
-        Step i acts at random where `at_random[i]`, and is followed by `updates[i]` gradient updates. Under vmap over
-        seeds these are not to be mapped: the loop and its branches then stay what they are.
-        """
-        explore = self.agent.config.training.explore
-
-        def advance(i: Array, carry: tuple[LoopState, Rows]) -> tuple[LoopState, Rows]:
-            state, rows = carry
-            envs, experience, sound = self.envs.guarded_step(state.envs, state.action)
-            agent, action, figures = self.agent.step(
-                state.agent, experience, updates[i], explore, at_random[i], jnp.all(sound)
-            )
-            row = Rows(experience.reward, experience.done, sound, figures)
-            rows = jax.tree.map(lambda column, value: column.at[i].set(value), rows, row)
-            return LoopState(envs, agent, action), rows
-
-        shape = (self.length, self.envs.num_envs)
-        falses = jnp.zeros(shape, bool)
-        empty = Rows(jnp.zeros(shape), falses, falses, jnp.zeros((self.length, len(METRIC_NAMES))))
-        return jax.lax.fori_loop(0, count, advance, (state, empty))
-
-
-# ----------------------------------------------------------------- folders
-
-
-@dataclass(frozen=True)
-class SeedRun:
-    """One seed's folder and settings."""
-
-    folder: RunFolder
-    settings: RunSettings
-
-
-def seed_folders(folder: RunFolder) -> list[RunFolder]:
-    """The runs in a folder: itself, or those of its seeds in order; none where nothing was trained."""
-    if folder.exists or not folder.path.is_dir():
-        return [folder] if folder.exists else []
-    named = ((entry.name.removeprefix("seed"), RunFolder(entry)) for entry in folder.path.glob("seed*"))
-    return [run for _, run in sorted((int(seed), run) for seed, run in named if seed.isdigit() and run.exists)]
-
-
-def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume: bool) -> list[SeedRun]:
-    """One run per seed from `asked.seed` on: in `folder` itself for one, else in its seed0, seed1, ..
-
-    Raises `ConfigError` where folders or memory do not allow it, before anything is written.
-    """
-    task, config = make_task(asked.env_id, "device"), fitted(asked.config, asked.total_steps)
-    Footprint(task, config, make_device_env(asked.env_id)).check(num_seeds, *available_memory())
-    seeds = range(asked.seed, asked.seed + num_seeds)
-    folders = [folder] if num_seeds == 1 else [RunFolder(folder.path / f"seed{seed}") for seed in seeds]
-    present = seed_folders(folder)
-    if present and not resume:
-        raise ConfigError(f"run folder {folder.path} already holds a run: add --resume, or choose another --run-dir.")
-    begun = any(run.has_checkpoints for run in present)  # a process may be killed while it makes the folders
-    if begun and [run.path for run in present] != [run.path for run in folders]:
-        raise ConfigError(
-            f"run folder {folder.path} holds {len(present)} seeds from {present[0].read_settings().seed} on, got "
-            f"{num_seeds} from {asked.seed} on: leave --seed and --num-seeds out on resume."
-        )
-    runs = [SeedRun(run, dataclasses.replace(asked, seed=seed)) for run, seed in zip(folders, seeds, strict=True)]
-    return [SeedRun(run.folder, prepare_run(run.folder, run.settings, resume)) for run in runs]
-
-
-def fitted(config: Config, steps: int) -> Config:
-    """`config` with a replay no larger than `steps` environment steps can fill, so that many seeds fit.
-
-    One vector of steps more is kept, so that such a replay never wraps around: a longer run can go on from it.
-    """
-    training = config.training
-    capacity = min(training.capacity, steps + training.num_envs)
-    return dataclasses.replace(config, training=dataclasses.replace(training, capacity=capacity))
-
-
-# -------------------------------------------------------------------- runs
 
 
 def train_on_device(folder: RunFolder, runs: Sequence[SeedRun], observer: Observer) -> list[dict[str, Any]]:

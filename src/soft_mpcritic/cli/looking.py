@@ -11,13 +11,13 @@ import tyro
 from soft_mpcritic.cli.checks import PICTURES, check_parent, check_seed
 from soft_mpcritic.comparison import EvaluatedRun, GroupBy, group_runs, markdown_table, write_tidy
 from soft_mpcritic.config import check
-from soft_mpcritic.device_training import seed_folders
 from soft_mpcritic.diagnosis import diagnose_run, in_words
 from soft_mpcritic.evaluation import EVALUATION_SEED
 from soft_mpcritic.inspection import compare_runs, differences_in_words, inspect_run
 from soft_mpcritic.inspection import in_words as inspection_in_words
 from soft_mpcritic.plotting import BandKind, XAxis, plot_groups
 from soft_mpcritic.run_folder import RunFolder
+from soft_mpcritic.seeds import seed_folders
 from soft_mpcritic.viewer.loop import view_run
 
 

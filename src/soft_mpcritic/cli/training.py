@@ -17,11 +17,11 @@ from soft_mpcritic.baselines import (
 from soft_mpcritic.cli.checks import check_seed
 from soft_mpcritic.config import Config, TrainingConfig, check, override
 from soft_mpcritic.console import Console
-from soft_mpcritic.device_training import seed_folders
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.parts import NOTHING_OWN
 from soft_mpcritic.run import execute, new_run_dir
 from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.seeds import seed_folders
 
 
 @dataclass(frozen=True)
