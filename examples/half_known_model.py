@@ -34,7 +34,7 @@ OFTEN = override(Config(), {"training.evaluate_every": 500})
 
 
 def main(config: Config | str = OFTEN, total_steps: int = 2500, out: Path = Path("half_known_model.png")) -> None:
-    figure = Figure()
+    figure = Figure(layout="constrained")
     axes = figure.subplots()
     for name, nominal in (("half-known", textbook), ("learned from nothing", None)):
         folder = out.with_name(f"{out.stem}-{name.split()[0]}")
