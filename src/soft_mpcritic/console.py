@@ -16,8 +16,8 @@ from soft_mpcritic.types import Episode
 class _PerhapsUnread:
     """A stream whose reader may have gone, a closed terminal or a pipe's end: a run outlives those who watch it."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream  # any text stream: what stands for stderr in a notebook or under a test is no TextIO
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
