@@ -48,8 +48,13 @@ def _film(out: Path, rate: float) -> Iterator[Any]:
     timing: dict[str, Any] = {"duration": 1000 / rate, "loop": 0} if out.suffix == ".gif" else {"fps": rate}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # JAX warns of forks; this one goes on to run the encoder only
-        with imageio.get_writer(out, **timing) as film:
+        film: Any = imageio.get_writer(out, **timing)
+        try:
             yield film
+            film.close()
+        except OSError:
+            film.close = film.instance.close = lambda: None  # destructors would try again, and print tracebacks
+            raise
 
 
 def render_options(task: Task) -> dict[str, Any]:
