@@ -50,8 +50,8 @@ def _film(out: Path, rate: float) -> Iterator[Any]:
         warnings.simplefilter("ignore", RuntimeWarning)  # JAX warns of forks; this one goes on to run the encoder only
         film: Any = imageio.get_writer(out, **timing)
         try:
-            yield film
-            film.close()
+            with film:
+                yield film
         except OSError:
             film.close = film.instance.close = lambda: None  # destructors would try again, and print tracebacks
             raise
