@@ -306,6 +306,30 @@ def test_a_kept_plan_makes_the_best_return_no_worse_than_the_plans(temperature):
     np.testing.assert_array_equal(kept.stats.best_return, of_plan)
 
 
+@pytest.mark.parametrize("step_size", [0.25, 0.5])
+def test_a_step_size_moves_the_plan_that_much_of_the_way_and_leaves_the_value(step_size):
+    plan, key = jnp.full(COMMON, -0.2), jax.random.key(0)
+    whole = gaussian_planner().solve(key, plan, quadratic_return)
+    part = dataclasses.replace(gaussian_planner(), step_size=step_size).solve(key, plan, quadratic_return)
+    np.testing.assert_allclose(part.plan - plan, step_size * (whole.plan - plan), atol=1e-6)
+    np.testing.assert_array_equal(part.value, whole.value)
+    np.testing.assert_array_equal(part.sample, whole.sample)
+
+
+def test_small_steps_come_nearer_than_one_visits_samples_can_tell():
+    """At a low temperature a solve of 8 samples goes to the best one, off by the noise of sampling each time.
+
+    Small steps a average the noise of some 2 / a visits: the distance that remains is a fraction of it.
+    """
+
+    def remaining(step_size: float) -> float:
+        planner = gaussian_planner(num_samples=8, temperature=0.01, iterations=100, step_size=step_size)
+        result = compiled_solve(planner, jax.random.key(0), jnp.zeros((64, 4, 2)), quadratic_return)
+        return float(jnp.sqrt(jnp.mean((result.plan - 0.3) ** 2)))
+
+    assert remaining(0.1) < 0.5 * remaining(1.0)
+
+
 def test_shift_moves_every_action_one_slot_earlier_and_ends_in_zero():
     plan = jnp.arange(1.0, 13.0).reshape(2, 3, 2)
     expected = [[[3, 4], [5, 6], [0, 0]], [[9, 10], [11, 12], [0, 0]]]

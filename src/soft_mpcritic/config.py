@@ -79,6 +79,7 @@ class PlannerConfig:
     scenarios: Literal["per_step", "per_sample", "all_members"] = "per_step"  # which members judge a sample
     widths: int = 1  # Gaussians in the proposal, each half as wide as the one before
     guided: bool = False  # do they stand a step up the return's gradient?
+    step_size: float = 1.0  # how far does a plan move towards the mean of its samples?
     warm_start: bool = True  # start from the plan of the step before, or anew from zeros?
 
     def __post_init__(self) -> None:
@@ -86,6 +87,8 @@ class PlannerConfig:
         check(self.horizon >= 0, "horizon", "be >= 0", self.horizon, "use 0 for soft Q-iteration without a model")
         check(self.num_samples >= 1, "num_samples", "be >= 1", self.num_samples, "use 16 or more for targets")
         check(self.iterations >= 1, "iterations", "be >= 1", self.iterations, "1 is enough with a warm start")
+        steps = 0 < self.step_size <= 1
+        check(steps, "step_size", "lie in (0, 1]", self.step_size, "1 moves the plan all the way, as MPPI does")
         check(1 <= self.widths <= 16, "widths", "lie in [1, 16]", self.widths, "1 is a single Gaussian")
 
 

@@ -254,4 +254,5 @@ def make_mppi(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = 
         keep_nominal=config.keep_nominal,
         widths=config.widths,
         guided=config.guided,
+        step_size=config.step_size,
     )

@@ -27,6 +27,8 @@ class MPPI:
     nested soft Bellman recursion, 1 that of the trajectory free energy. They agree at discount 1 and at H = 0.
     `keep_nominal` makes the plan itself the first sample: the best sequence is then never worse than the plan,
     at the price of a small bias of the value (that sample is not drawn from q).
+    `step_size` is how far the plan moves towards the weighted mean of the samples: 1 is MPPI, less is dynamic mirror
+    descent (Wagener et al., 2019), which averages over visits what a handful of samples cannot tell at once.
     """
 
     prior: Prior
@@ -38,6 +40,7 @@ class MPPI:
     keep_nominal: bool = False
     widths: int = 1
     guided: bool = False
+    step_size: float = 1.0
 
     def solve(self, key: PRNGKeyArray, plan: Float[Array, "B T A"], returns_fn: ReturnsFn) -> PlanResult:
         """`iterations` rounds of `plan_once`, each around the plan of the one before."""
@@ -70,7 +73,7 @@ class MPPI:
         sample = jnp.take_along_axis(actions, drawn[None, :, None, None], axis=0)[0]
         solved = weighed.solved[:, None, None] & jnp.all(jnp.isfinite(mean), axis=(1, 2), keepdims=True)
         return PlanResult(
-            plan=jnp.where(solved, jnp.clip(mean, -1, 1), plan),
+            plan=jnp.where(solved, jnp.clip((1 - self.step_size) * plan + self.step_size * mean, -1, 1), plan),
             sample=jnp.where(solved, jnp.clip(sample, -1, 1), plan),
             value=weighed.value,
             stats=_stats(weighed, actions),
