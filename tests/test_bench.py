@@ -8,9 +8,9 @@ import pytest
 from soft_mpcritic.bench.measure import Timing, matrix_product_rate, time_in_turns
 from soft_mpcritic.bench.planner import GRID, Case, cases_along, slope
 from soft_mpcritic.bench.training import bench_training, speeds_in_turns
-from soft_mpcritic.config import preset
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.planner import Planner
+from soft_mpcritic.presets import preset
 from tests.systems import small_config
 
 

@@ -12,9 +12,10 @@ from gymnasium import spaces
 
 from soft_mpcritic import cli
 from soft_mpcritic import run as running
-from soft_mpcritic.config import override, preset
+from soft_mpcritic.config import override
 from soft_mpcritic.console import Console
 from soft_mpcritic.envs import registry
+from soft_mpcritic.presets import preset
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
 
 EVALUATIONS = "env_step,wall_seconds,episode,seed,return,length\n"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from soft_mpcritic.comparison import TIDY_COLUMNS, EvaluatedRun, Group, group_runs, markdown_table, write_tidy
-from soft_mpcritic.config import ConfigError, override, preset
+from soft_mpcritic.config import ConfigError, override
 from soft_mpcritic.plotting import plot_groups
+from soft_mpcritic.presets import preset
 from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
 
 PENDULUM = "Pendulum-v1"

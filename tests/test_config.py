@@ -6,7 +6,6 @@ import jaxtyping
 import pytest
 
 from soft_mpcritic.config import (
-    PRESETS,
     Config,
     ConfigError,
     CriticConfig,
@@ -16,9 +15,9 @@ from soft_mpcritic.config import (
     TrainingConfig,
     from_dict,
     override,
-    preset,
     to_dict,
 )
+from soft_mpcritic.presets import PRESETS, preset
 
 REFUSED = [
     (ObjectiveConfig, "prior", "cauchy"),
@@ -40,6 +39,9 @@ REFUSED = [
     (PlannerConfig, "num_samples", 0),
     (PlannerConfig, "iterations", 0),
     (PlannerConfig, "sampler", "halton"),
+    (PlannerConfig, "step_size", 0.0),
+    (PlannerConfig, "step_size", 1.1),
+    (PlannerConfig, "step_size", math.nan),
     (PlannerConfig, "widths", 0),
     (PlannerConfig, "widths", 17),
     (DynamicsConfig, "members", 0),

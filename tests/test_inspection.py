@@ -8,7 +8,8 @@ import pytest
 
 from soft_mpcritic import cli
 from soft_mpcritic.archive import STATE, Archive
-from soft_mpcritic.config import override, preset
+from soft_mpcritic.config import override
+from soft_mpcritic.presets import preset
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 
 SETTINGS = RunSettings("Hopper-v5", "paper", 3, 1000, override(preset("paper"), {"planner.horizon": 2}))

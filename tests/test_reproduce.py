@@ -19,9 +19,10 @@ from soft_mpcritic import cli
 from soft_mpcritic.baselines import Baseline
 from soft_mpcritic.cli.parsing import parse
 from soft_mpcritic.cli.training import BaselineArgs, TrainArgs
-from soft_mpcritic.config import ConfigError, TrainingConfig, override, preset
+from soft_mpcritic.config import ConfigError, TrainingConfig, override
 from soft_mpcritic.files import read_table
 from soft_mpcritic.plotting import plot_groups
+from soft_mpcritic.presets import preset
 from soft_mpcritic.reproduce import command, outputs, runner
 from soft_mpcritic.reproduce.runner import BaselineRun, OurRun
 from soft_mpcritic.reproduce.studies import CASES

@@ -6,8 +6,9 @@ import jaxtyping
 import pytest
 
 from soft_mpcritic import provenance
-from soft_mpcritic.config import PRESETS, ConfigError, override, preset
+from soft_mpcritic.config import ConfigError, override
 from soft_mpcritic.files import Table, read_table, write_json
+from soft_mpcritic.presets import PRESETS, preset
 from soft_mpcritic.run_folder import FORMAT, OURS, RunDescription, RunFolder, RunSettings, check_resumable
 
 SETTINGS = RunSettings("InvertedDoublePendulum-v5", "default", 3, 1000, preset("default"))

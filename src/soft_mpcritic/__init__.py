@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from soft_mpcritic.agent import Agent
     from soft_mpcritic.agent_state import AgentState
-    from soft_mpcritic.config import Config, ConfigError, ObjectiveConfig, PlannerConfig, override, preset
+    from soft_mpcritic.config import Config, ConfigError, ObjectiveConfig, PlannerConfig, override
     from soft_mpcritic.controller import Controller
     from soft_mpcritic.envs import EnvVector, MjxDynamics, Task, make_task
     from soft_mpcritic.exported import ExportedController
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         sobol,
         worst_return,
     )
+    from soft_mpcritic.presets import preset
     from soft_mpcritic.run import Run, train
     from soft_mpcritic.types import (
         Dynamics,
@@ -96,7 +97,7 @@ _PROTOCOLS = ("Dynamics", "Prior", "Reward", "RiskMeasure", "Sampler", "Terminal
 _HOMES = {
     "agent": ("Agent",),
     "agent_state": ("AgentState",),
-    "config": ("Config", "ConfigError", "ObjectiveConfig", "PlannerConfig", "override", "preset"),
+    "config": ("Config", "ConfigError", "ObjectiveConfig", "PlannerConfig", "override"),
     "controller": ("Controller",),
     "envs": ("EnvVector", "MjxDynamics", "Task", "make_task"),
     "exported": ("ExportedController",),
@@ -104,6 +105,7 @@ _HOMES = {
     "parts": ("Parts",),
     "planner": ("Models", "Planner"),
     "planning": (*_PLANNING, "mean_return", "sobol", "worst_return"),
+    "presets": ("preset",),
     "run": ("Run", "train"),
     "types": (*_PROTOCOLS, "Episode", "Experience", "PlanResult", "Transition"),
 }

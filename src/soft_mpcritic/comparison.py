@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from soft_mpcritic.config import PRESETS, ConfigError, to_dict
+from soft_mpcritic.config import ConfigError, to_dict
 from soft_mpcritic.files import delivered, read_table
+from soft_mpcritic.presets import PRESETS
 from soft_mpcritic.run_folder import CHANGEABLE, OURS, RunDescription, RunFolder
 from soft_mpcritic.statistics import Curve, common_steps, first_reaching, iqm_band, median_with_never
 

@@ -1,4 +1,4 @@
-"""Every setting of a run, checked when built, and the presets.
+"""Every setting of a run, checked when built; what is usual together is in `presets`.
 
 A setting that cannot work raises `ConfigError` with the field, the value and the remedy.
 """
@@ -222,53 +222,6 @@ class Config:
     def __post_init__(self) -> None:
         undiscounted = self.objective.discount == 1 and self.critic.unit == "return"
         check(not undiscounted, "discount", 'be < 1 with critic.unit "return"', 1, 'use critic.unit "reward"')
-
-
-def _paper() -> Config:
-    return Config(
-        objective=ObjectiveConfig(terminations=False),
-        planner=PlannerConfig(num_samples=200, sampler="iid", keep_nominal=False),
-        target_planner=PlannerConfig(num_samples=20, sampler="iid", keep_nominal=False),
-        dynamics=DynamicsConfig(learning_rate=3e-4, batch_size=32, own_batches=False, normalize=False),
-        critic=CriticConfig(heads=1, layer_norm=False, batch_size=32, unit="reward", target_step=0.005, target_every=2),
-        training=TrainingConfig(seed_steps=0, pretrain_updates=0, explore="mean", observe_position=True),
-    )
-
-
-def _paper_uniform() -> Config:
-    paper = _paper()
-    return dataclasses.replace(
-        paper,
-        objective=dataclasses.replace(paper.objective, prior="uniform", variance=0.05, temperature=0.15),
-        planner=dataclasses.replace(paper.planner, num_samples=600),
-        target_planner=dataclasses.replace(paper.target_planner, num_samples=60),
-    )
-
-
-def _locomotion() -> Config:
-    """For bodies that run: a uniform prior, as strong actions pay; a sharp search online, a blunt one for targets.
-
-    The online search asks all members, as it would find the errors of any single one. Targets draw fresh, wide samples
-    only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most.
-    Half of the steps act as the targets suppose, so that the data hold what they imagine; where only plans go, the
-    models' own steps teach the critic.
-    """
-    return Config(
-        objective=ObjectiveConfig(prior="uniform", temperature=0.05),
-        planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
-        target_planner=PlannerConfig(num_samples=8, keep_nominal=False),
-        critic=CriticConfig(batch_size=256, target_step=0.005, imagined=0.1),
-        training=TrainingConfig(seed_steps=1000, target_steps=0.5),
-    )
-
-
-PRESETS = {"default": Config, "locomotion": _locomotion, "paper": _paper, "paper-uniform": _paper_uniform}
-
-
-def preset(name: str) -> Config:
-    """A preset by its name; raises `ConfigError` for an unknown one."""
-    check(name in PRESETS, "preset", f"be one of {', '.join(PRESETS)}", repr(name), "choose one of these")
-    return PRESETS[name]()
 
 
 def to_dict(config: Config) -> dict[str, Any]:

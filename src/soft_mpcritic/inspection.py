@@ -6,8 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from soft_mpcritic.archive import STATE, Archive
-from soft_mpcritic.config import PRESETS, preset, to_dict
+from soft_mpcritic.config import to_dict
 from soft_mpcritic.files import read_table
+from soft_mpcritic.presets import PRESETS, preset
 from soft_mpcritic.run_folder import OURS, RunDescription, RunFolder
 
 MADE = ("version", "commit", "platform", "packages")

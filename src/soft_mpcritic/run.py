@@ -13,7 +13,7 @@ import jax
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
-from soft_mpcritic.config import Config, ConfigError, check, preset
+from soft_mpcritic.config import Config, ConfigError, check
 from soft_mpcritic.console import Console
 from soft_mpcritic.controller import Controller
 from soft_mpcritic.device_training import train_on_device
@@ -21,6 +21,7 @@ from soft_mpcritic.envs import make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.parts import NOTHING_OWN, Parts, name_of
 from soft_mpcritic.plotting import plot_runs
+from soft_mpcritic.presets import preset
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.seeds import prepare_seeds
 from soft_mpcritic.trackers import check_tracker

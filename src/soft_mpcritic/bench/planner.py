@@ -13,9 +13,10 @@ import tyro
 
 from soft_mpcritic.bench.measure import Timing, machine, machine_in_words, matrix_product_rate, time_in_turns
 from soft_mpcritic.compilation import jit
-from soft_mpcritic.config import Config, check, override, preset
+from soft_mpcritic.config import Config, check, override
 from soft_mpcritic.envs import Task, make_task
 from soft_mpcritic.planner import Planner
+from soft_mpcritic.presets import preset
 
 GRID: Mapping[str, tuple[int, ...]] = {
     "samples": (50, 100, 200, 400, 800),

@@ -21,8 +21,9 @@ from soft_mpcritic.bench.measure import (
     time_in_turns,
 )
 from soft_mpcritic.compilation import jit, jit_on_leaves
-from soft_mpcritic.config import Config, check, override, preset
+from soft_mpcritic.config import Config, check, override
 from soft_mpcritic.envs import EnvVector, Task, make_task
+from soft_mpcritic.presets import preset
 
 WARM_UP = 50
 TURN = 10  # steps in a row, where several loops take turns

@@ -16,8 +16,9 @@ from soft_mpcritic.bench.training import TrainingArgs
 from soft_mpcritic.cli.acting import EvaluateArgs, ExportArgs
 from soft_mpcritic.cli.looking import DiagnoseArgs, InspectArgs, PlotArgs, ViewArgs
 from soft_mpcritic.cli.training import BaselineArgs, TrainArgs
-from soft_mpcritic.config import PRESETS, ConfigError, check, preset
+from soft_mpcritic.config import ConfigError, check
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS
+from soft_mpcritic.presets import PRESETS, preset
 from soft_mpcritic.reproduce.command import ReproduceArgs
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.seeds import seed_folders

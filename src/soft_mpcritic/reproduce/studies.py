@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from soft_mpcritic.baselines import Algorithm
-from soft_mpcritic.config import Config, override, preset
+from soft_mpcritic.config import Config, override
+from soft_mpcritic.presets import preset
 
 CaseName = Literal["idp", "hopper"]
 
