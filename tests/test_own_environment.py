@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -15,6 +16,7 @@ from soft_mpcritic.envs import TASKS, EnvVector, make_task
 from soft_mpcritic.envs.adapt import EPISODE_STEPS
 from soft_mpcritic.parts import Parts, name_of
 from soft_mpcritic.planning import GaussianPrior
+from soft_mpcritic.video import SideView
 
 
 class PointMass(gym.Env):
@@ -323,6 +325,20 @@ def test_a_task_of_dm_control_is_relived_from_its_snapshot():
     assert np.all((one.reward >= 0) & (one.reward <= 1))
     envs.close()
     again.close()
+
+
+def test_a_task_of_dm_control_can_be_drawn_without_opengl():
+    """The drawing ends higher up with the pole upright than with the pole hanging."""
+    env = make_task("dm_control/cartpole-swingup").make_env()
+    env.reset(seed=0)
+    inner: Any = env.unwrapped
+    view, highest = SideView(inner), {}
+    for angle in (0.0, np.pi):
+        inner.data.qpos[:] = (0, angle)
+        mujoco.mj_forward(inner.model, inner.data)  # pyright: ignore[reportAttributeAccessIssue]
+        highest[angle] = np.nonzero(np.any(view() != view()[0, 0], axis=-1))[0].min()
+    env.close()
+    assert highest[0.0] < highest[np.pi] - 20
 
 
 def test_a_task_that_dm_control_has_not_is_refused_with_those_that_it_has():

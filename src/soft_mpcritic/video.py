@@ -1,6 +1,7 @@
 """Films of a controller at work, with OpenGL where the machine has it and as a drawing where it has not."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -62,12 +63,25 @@ def render_options(task: Task) -> dict[str, Any]:
     if "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     options = {"render_mode": "rgb_array"}
+    with _unheard():
+        try:
+            with closing(task.make_env(**options)) as env:
+                env.reset(seed=0)
+                return options if isinstance(env.render(), np.ndarray) else {}
+        except Exception:  # each way in which a graphics driver or the rendering itself is missing raises another
+            return {}
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nothing is said of a driver that is missing, neither in warnings nor by destructors of what it half made."""
+    told, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        with closing(task.make_env(**options)) as env:
-            env.reset(seed=0)
-            return options if isinstance(env.render(), np.ndarray) else {}
-    except Exception:  # each way in which a graphics driver or the rendering itself is missing raises something else
-        return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = told
 
 
 def _frame_source(env: gym.Env) -> Callable[[], np.ndarray]:
@@ -104,12 +118,18 @@ class SideView:
         columns = SIZE / 2 + self._scale * (ends[..., 0] - ends[..., 0].mean())
         rows = 0.6 * SIZE - self._scale * ends[..., 2]
         for geom, x, y in zip(self._moving, columns, rows, strict=True):
-            colour = tuple(int(255 * part) for part in self._model.geom_rgba[geom, :3])
+            colour = self._colour(int(geom))
             half = max(self._scale * self._model.geom_size[geom, 0], 1)
             canvas.line((x[0], y[0], x[1], y[1]), fill=colour, width=int(2 * half))
             for tip in zip(x, y, strict=True):
                 canvas.circle(tip, half, fill=colour)
         return np.asarray(image)
+
+    def _colour(self, geom: int) -> tuple[int, ...]:
+        """Red, green and blue, of the geom's material where it has one."""
+        material = self._model.geom_matid[geom]
+        rgba = self._model.geom_rgba[geom] if material < 0 else self._model.mat_rgba[material]
+        return tuple(int(255 * part) for part in rgba[:3])
 
     def _ends(self) -> np.ndarray:
         """Both ends [geoms, 2, 3] of every moving geom's long axis, m."""

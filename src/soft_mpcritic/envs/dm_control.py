@@ -43,6 +43,16 @@ class DmControl(gym.Env):
         over = step.last() and step.discount == 0
         return self._observed(step), float(step.reward or 0.0), over, step.last() and not over, {}
 
+    @property
+    def model(self) -> Any:
+        """MuJoCo's own model, as Gymnasium's environments have it: for what draws and pushes."""
+        return self._env.physics.model.ptr
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's own data."""
+        return self._env.physics.data.ptr
+
     def render(self) -> np.ndarray:
         """One frame [480, 480, 3]."""
         return self._env.physics.render(480, 480, camera_id=0)
