@@ -63,11 +63,30 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Counted(NamedTuple):
+    path: Path
+    compilations: list[int]  # of the loop, in each run
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("device") / "pair"
-    assert [summary["seed"] for summary in run(path, seeds=2)] == [0, 1]
-    return path
+def counted_pair(tmp_path_factory: pytest.TempPathFactory) -> Counted:
+    counted = Counted(tmp_path_factory.mktemp("device") / "pair", [])
+
+    class Noted(DeviceRun):
+        def close(self) -> None:
+            play: Any = self.play
+            counted.compilations.append(play._cache_size())
+            super().close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_training, "DeviceRun", Noted)
+        assert [summary["seed"] for summary in run(counted.path, seeds=2)] == [0, 1]
+    return counted
+
+
+@pytest.fixture(scope="module")
+def pair(counted_pair: Counted) -> Path:
+    return counted_pair.path
 
 
 def test_the_loop_is_the_agents_functions_one_after_another():
@@ -149,7 +168,7 @@ def test_seeds_side_by_side_do_not_touch_each_other_and_are_single_runs():
     assert apart(pair[0], pair[1]) > 0.1
 
 
-@pytest.mark.parametrize("stop_at", [20, 60])
+@pytest.mark.parametrize("stop_at", [pytest.param(20, marks=pytest.mark.slow), 60])
 def test_an_interrupted_run_resumes_bit_by_bit(single: Path, tmp_path: Path, stop_at: int):
     path = tmp_path / "stopped"
     (summary,) = run(path, observer=Silent(stop_at, lambda: os.kill(os.getpid(), signal.SIGINT)))
@@ -193,14 +212,8 @@ def test_seeds_killed_between_their_checkpoints_go_on_together(pair: Path, tmp_p
         assert_same_run(pair / seed, path / seed)
 
 
-def test_one_compilation_serves_the_whole_run(tmp_path: Path):
-    folder = RunFolder(tmp_path / "counted")
-    asked = RunSettings(ENV_ID, "default", 0, STEPS, config())
-    device_run = DeviceRun(prepare_seeds(folder, asked, 2, False), Silent())
-    device_run.go(lambda: False)
-    play: Any = device_run.play
-    assert play._cache_size() == 1
-    device_run.close()
+def test_one_compilation_serves_the_whole_run(counted_pair: Counted):
+    assert counted_pair.compilations == [1]
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def model_error(system: System, agent: Agent, state: AgentState) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_told_physics_are_learned_better_than_none_after_as_many_steps(seed, optimized):
+def test_told_physics_are_learned_better_than_none_after_as_many_steps(seed):
     config, errors = small_config(training__seed_steps=50), []
     for nominal in (ideal, None):
         plant = system(nominal)

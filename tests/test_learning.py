@@ -74,7 +74,7 @@ COST, EFFORT, VARIANCE, TEMPERATURE, DISCOUNT = np.eye(2), 0.1 * np.eye(1), 0.1,
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("horizon", [0, 3])
+@pytest.mark.parametrize("horizon", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_fitted_value_iteration_finds_the_soft_lqr(horizon):
     """The whole agent, from scratch, on x' = Ax + Bu with r = -(x'Cx + u'Ru): its Q is the closed form's.
 

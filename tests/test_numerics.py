@@ -47,7 +47,7 @@ def test_soft_values_of_float32_are_those_of_float64(scale, offset):
     np.testing.assert_allclose(weighed.weights, weights, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("horizon", [0, 4, 50])
+@pytest.mark.parametrize("horizon", [0, pytest.param(4, marks=pytest.mark.slow), 50])
 def test_returns_and_targets_of_float32_are_those_of_float64(horizon):
     """The same samples through the same networks, in both precisions; a long horizon adds up more errors."""
     long = {"planner__horizon": horizon, "target_planner__horizon": horizon}
@@ -76,7 +76,7 @@ def test_returns_and_targets_of_float32_are_those_of_float64(horizon):
     )
 
 
-@pytest.mark.parametrize("power", [-10, 10])
+@pytest.mark.parametrize("power", [pytest.param(-10, marks=pytest.mark.slow), 10])
 @pytest.mark.parametrize("loss", ["mse", pytest.param("hl_gauss", marks=pytest.mark.slow)])
 def test_a_change_of_the_unit_of_reward_changes_nothing_that_is_learned(power, loss):
     """By powers of two, about 1e-3 and 1e3: 12 steps of learning differ by rounding alone."""

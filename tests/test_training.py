@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_run(uninterrupted: Path, tmp_path: Path):
     assert_same_run(uninterrupted, tmp_path / "again")
 
 
-@pytest.mark.parametrize("stop_at", [20, 60, 100])
+@pytest.mark.parametrize("stop_at", [60, *(pytest.param(step, marks=pytest.mark.slow) for step in (20, 100))])
 def test_an_interrupted_run_resumes_bit_by_bit(uninterrupted: Path, tmp_path: Path, stop_at: int):
     """SIGINT in the seed phase, between checkpoints and evaluations, and in the middle of episodes."""
     path = tmp_path / "stopped"

@@ -191,7 +191,7 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch, caplo
     assert steps == {60} and "in an evaluation, environment 0 raised OSError: cable" in caplog.text
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e14])
+@pytest.mark.parametrize("scale", [pytest.param(1e-30, marks=pytest.mark.slow), 1e14])
 def test_constant_and_huge_worlds_give_finite_numbers(tmp_path, monkeypatch, scale):
     """Up to the largest numbers that are let in; one below is no reason to stop."""
     huge = np.full(2, scale, np.float32)
