@@ -149,7 +149,7 @@ def test_joint_positions_are_found_in_observations_also_as_sine_and_cosine():
         np.testing.assert_allclose(column.read(obs), positions[:, column.position], atol=1e-6)
 
 
-@pytest.mark.parametrize("env_id", [DOUBLE, "Hopper-v5", "Reacher-v5"])
+@pytest.mark.parametrize("env_id", [DOUBLE, "Hopper-v5", "Reacher-v5", "dm_control/cartpole-swingup"])
 def test_an_observation_is_traced_to_where_the_plant_is(env_id):
     task = make_task(env_id)
     plant = Plant(task, seed=1)
@@ -192,7 +192,7 @@ def pushed_and_not(env_id: str) -> tuple[np.ndarray, np.ndarray]:
     return ends[0], ends[1]
 
 
-@pytest.mark.parametrize("env_id", [DOUBLE, "Hopper-v5", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", [DOUBLE, "Hopper-v5", "Pendulum-v1", "dm_control/cartpole-swingup"])
 def test_a_push_disturbs_the_plant(env_id):
     still, pushed = pushed_and_not(env_id)
     assert np.abs(still - pushed).max() > 0.02
