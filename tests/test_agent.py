@@ -286,7 +286,7 @@ def test_the_target_planner_acts_on_its_share_of_steps(share):
     assert abs(by_targets - share) <= 4 * np.sqrt(share * (1 - share) / envs) + both_at_the_edge
 
 
-def test_planning_as_targets_is_the_target_solve_with_the_critic_as_it_is_now():
+def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
     agent, state = make(target_planner__horizon=2)
     obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)
     now = dataclasses.replace(state.models, critic=jax.tree.map(lambda leaf: 2 * leaf, state.models.critic))
@@ -297,6 +297,23 @@ def test_planning_as_targets_is_the_target_solve_with_the_critic_as_it_is_now():
     assert found.plan.shape == (1, 3, 1)
     np.testing.assert_array_equal(found.plan, expected.plan)
     assert np.any(found.plan != value(now, jax.random.key(1), obs, start[:, :3]).plan)
+
+
+@pytest.mark.parametrize("acting", ["newest", "slow"])
+def test_plans_ask_the_critic_that_is_acted_by_and_no_other(acting):
+    agent, state = make(critic__acting=acting)
+    obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)
+
+    def values(critic: float, target_critic: float) -> tuple[float, float]:
+        copies = {"critic": critic, "target_critic": target_critic}
+        scaled = {name: jax.tree.map(lambda x, s=s: s * x, getattr(state.models, name)) for name, s in copies.items()}
+        models, key = dataclasses.replace(state.models, **scaled), jax.random.key(1)
+        solves = (agent.planner.plan, agent.planner.plan_as_targets)
+        online, as_targets = (float(solve(models, key, obs, start).value[0]) for solve in solves)
+        return online, as_targets
+
+    plain, newest, slow = values(1, 1), values(3, 1), values(1, 3)
+    assert (newest != plain) == (acting == "newest") == (slow == plain)
 
 
 def test_hidden_positions_reach_the_reward_but_no_network():

@@ -92,15 +92,19 @@ class Planner:
     def plan(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """The online solve at `obs` from `start`, with the critic as it is now."""
-        return self._solve(self.config.planner, models, models.critic, key, obs, start)
+        """The online solve at `obs` from `start`, with the critic that is acted by."""
+        return self._solve(self.config.planner, models, self.acting_critic(models), key, obs, start)
 
     def plan_as_targets(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """What the target planner would do at `obs`, with the critic as it is now."""
-        config = self.config.target_planner
-        return self._solve(config, models, models.critic, key, obs, fit_horizon(start, config.horizon + 1))
+        """What the target planner would do at `obs`, with the critic that is acted by."""
+        config, critic = self.config.target_planner, self.acting_critic(models)
+        return self._solve(config, models, critic, key, obs, fit_horizon(start, config.horizon + 1))
+
+    def acting_critic(self, models: Models) -> SoftQ:
+        """The critic as it is now, or its slow copy, in which the errors of the last updates average out."""
+        return models.target_critic if self.config.critic.acting == "slow" else models.critic
 
     def control(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
