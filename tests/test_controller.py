@@ -19,6 +19,7 @@ from soft_mpcritic import ConfigError, Controller, ExportedController, cli, expo
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit
+from soft_mpcritic.controller import control_program
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.exported import read_artefact
 from soft_mpcritic.planner import Planner
@@ -71,6 +72,22 @@ def test_a_controller_chains_warm_started_solves(run_dir):
         assert controller.value == pytest.approx(float(result.value[0]), abs=1e-2)
         start = shift(result.plan)
         np.testing.assert_allclose(controller.plan, result.plan[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("acting", ["newest", "slow"])
+def test_a_controllers_program_holds_the_critic_that_is_acted_by_alone(acting):
+    agent = Agent(make_task(ENV_ID), small_config(critic__acting=acting))
+    models = jit(agent.planner.init_models)(jax.random.key(0))
+    slow = jax.tree.map(lambda leaf: 3 * leaf, models.critic)
+    models = dataclasses.replace(models, target_critic=slow)
+    made = control_program(agent, models, 1)
+    critics = {name.partition(".networks")[0] for name in made.arrays if "critic" in name}
+    assert critics == {".target_critic" if acting == "slow" else ".critic"}
+    obs, start, number = jnp.asarray(OBSERVATIONS[:1]), jnp.zeros((1, 5, 3)), np.uint32(0)
+    plan, value = jit(made.program)(list(made.arrays.values()), number, number, obs, start)
+    expected = jit(agent.planner.plan)(models, jax.random.fold_in(jax.random.key(0), 0), obs, start)
+    np.testing.assert_allclose(plan, expected.plan, atol=1e-5)
+    np.testing.assert_allclose(value, expected.value, rtol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_actions_and_another_gives_others(run_dir):

@@ -60,10 +60,11 @@ class ControlProgram(NamedTuple):
 
 
 def control_program(agent: Agent, models: Models, plants: int) -> ControlProgram:
-    """What `compiled_solve` compiles and `export` writes; the target critic has no part in it."""
+    """What `compiled_solve` compiles and `export` writes; the critic that is not acted by has no part in it."""
     check(plants >= 1, "plants", "be >= 1", plants, "use 1 for a single plant")
     task, planner = agent.task, agent.planner
-    acting = eqx.tree_at(lambda m: m.target_critic, models, None)
+    slow = agent.config.critic.acting == "slow"
+    acting = eqx.tree_at(lambda m: m.critic if slow else m.target_critic, models, None)
     leaves, structure = jax.tree.flatten(acting)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(acting)]
 

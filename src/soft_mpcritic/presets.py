@@ -38,7 +38,9 @@ def _locomotion() -> Config:
     """For bodies that run: a uniform prior, as strong actions pay; a sharp search online, a blunt one for targets.
 
     The online search asks all members, as it would find the errors of any single one. Targets draw fresh, wide samples
-    only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most.
+    only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most. They
+    move their plans by quarter steps, so that visits with few samples add up. Acting asks the slow critic, too: a sharp
+    search finds what the newest one's last updates got wrong.
     Half of the steps act as the targets suppose, so that the data hold what they imagine; where only plans go, the
     models' own steps teach the critic.
     """
