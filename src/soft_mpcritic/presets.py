@@ -40,9 +40,8 @@ def _locomotion() -> Config:
     The online search asks all members, as it would find the errors of any single one. Targets draw fresh, wide samples
     only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most. They
     move their plans by quarter steps, so that visits with few samples add up. Acting asks the slow critic, too: a sharp
-    search finds what the newest one's last updates got wrong.
-    Half of the steps act as the targets suppose, so that the data hold what they imagine; where only plans go, the
-    models' own steps teach the critic.
+    search finds what the newest one's last updates got wrong. Half of the steps act as the targets suppose, so that the
+    data hold what they imagine; where only plans go, the models' own steps teach the critic.
     """
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05),
