@@ -299,21 +299,21 @@ def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
     assert np.any(found.plan != value(now, jax.random.key(1), obs, start[:, :3]).plan)
 
 
-@pytest.mark.parametrize("acting", ["newest", "slow"])
-def test_plans_ask_the_critic_that_is_acted_by_and_no_other(acting):
-    agent, state = make(critic__acting=acting)
+@pytest.mark.parametrize("asked", ["newest", "slow"])
+def test_control_asks_the_critic_that_it_is_told_to_and_training_the_newest(asked):
+    agent, state = make(critic__control=asked)
     obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)
+    plan, control = jax.jit(agent.planner.plan), jax.jit(agent.planner.control)
 
     def values(critic: float, target_critic: float) -> tuple[float, float]:
         copies = {"critic": critic, "target_critic": target_critic}
         scaled = {name: jax.tree.map(lambda x, s=s: s * x, getattr(state.models, name)) for name, s in copies.items()}
         models, key = dataclasses.replace(state.models, **scaled), jax.random.key(1)
-        solves = (agent.planner.plan, agent.planner.plan_as_targets)
-        online, as_targets = (float(solve(models, key, obs, start).value[0]) for solve in solves)
-        return online, as_targets
+        return float(plan(models, key, obs, start).value[0]), float(control(models, key, obs, start).value[0])
 
-    plain, newest, slow = values(1, 1), values(3, 1), values(1, 3)
-    assert (newest != plain) == (acting == "newest") == (slow == plain)
+    (trained, controlled), newest, slow = values(1, 1), values(3, 1), values(1, 3)
+    assert newest[0] != trained and slow[0] == trained
+    assert (newest[1] != controlled) == (slow[1] == controlled) == (asked == "newest")
 
 
 def test_hidden_positions_reach_the_reward_but_no_network():

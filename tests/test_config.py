@@ -66,7 +66,7 @@ REFUSED = [
     (CriticConfig, "target_step", 0.0),
     (CriticConfig, "target_step", 1.1),
     (CriticConfig, "target_every", 0),
-    (CriticConfig, "acting", "best"),
+    (CriticConfig, "control", "best"),
     (TrainingConfig, "seed_steps", -1),
     (TrainingConfig, "seed_hold", 0.5),
     (TrainingConfig, "seed_hold", math.inf),

@@ -74,18 +74,18 @@ def test_a_controller_chains_warm_started_solves(run_dir):
         np.testing.assert_allclose(controller.plan, result.plan[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("acting", ["newest", "slow"])
-def test_a_controllers_program_holds_the_critic_that_is_acted_by_alone(acting):
-    agent = Agent(make_task(ENV_ID), small_config(critic__acting=acting))
+@pytest.mark.parametrize("asked", ["newest", "slow"])
+def test_a_controllers_program_holds_the_critic_that_it_asks_alone(asked):
+    agent = Agent(make_task(ENV_ID), small_config(critic__control=asked))
     models = jit(agent.planner.init_models)(jax.random.key(0))
     slow = jax.tree.map(lambda leaf: 3 * leaf, models.critic)
     models = dataclasses.replace(models, target_critic=slow)
     made = control_program(agent, models, 1)
     critics = {name.partition(".networks")[0] for name in made.arrays if "critic" in name}
-    assert critics == {".target_critic" if acting == "slow" else ".critic"}
+    assert critics == {".target_critic" if asked == "slow" else ".critic"}
     obs, start, number = jnp.asarray(OBSERVATIONS[:1]), jnp.zeros((1, 5, 3)), np.uint32(0)
     plan, value = jit(made.program)(list(made.arrays.values()), number, number, obs, start)
-    expected = jit(agent.planner.plan)(models, jax.random.fold_in(jax.random.key(0), 0), obs, start)
+    expected = jit(agent.planner.plan_to_control)(models, jax.random.fold_in(jax.random.key(0), 0), obs, start)
     np.testing.assert_allclose(plan, expected.plan, atol=1e-5)
     np.testing.assert_allclose(value, expected.value, rtol=1e-4)
 
@@ -97,13 +97,13 @@ def test_the_same_seed_gives_the_same_actions_and_another_gives_others(run_dir):
 
 
 def test_a_controller_is_traced_once_before_its_first_call(run_dir, monkeypatch):
-    traced, honest = [], Planner.plan
+    traced, honest = [], Planner.plan_to_control
 
     def plan(self, *arguments):
         traced.append(0)
         return honest(self, *arguments)
 
-    monkeypatch.setattr(Planner, "plan", plan)
+    monkeypatch.setattr(Planner, "plan_to_control", plan)
     controller = Controller.load(run_dir, plants=2)
     assert len(traced) == 1
     for _ in range(3):

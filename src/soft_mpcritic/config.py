@@ -129,7 +129,7 @@ class CriticConfig:
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
-    acting: Literal["newest", "slow"] = "newest"  # which copy do plans that are acted by ask: this, or the target's?
+    control: Literal["newest", "slow"] = "newest"  # which copy does deterministic control ask: this, or the target's?
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -60,10 +60,10 @@ class ControlProgram(NamedTuple):
 
 
 def control_program(agent: Agent, models: Models, plants: int) -> ControlProgram:
-    """What `compiled_solve` compiles and `export` writes; the critic that is not acted by has no part in it."""
+    """What `compiled_solve` compiles and `export` writes; the critic that is not asked has no part in it."""
     check(plants >= 1, "plants", "be >= 1", plants, "use 1 for a single plant")
     task, planner = agent.task, agent.planner
-    slow = agent.config.critic.acting == "slow"
+    slow = agent.config.critic.control == "slow"
     acting = eqx.tree_at(lambda m: m.critic if slow else m.target_critic, models, None)
     leaves, structure = jax.tree.flatten(acting)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(acting)]
@@ -76,7 +76,7 @@ def control_program(agent: Agent, models: Models, plants: int) -> ControlProgram
         start: Float[Array, "E T A"],
     ) -> tuple[Float[Array, "E T A"], Float[Array, " E"]]:
         key = jax.random.fold_in(jax.random.key(seed), number)
-        result = planner.plan(jax.tree.unflatten(structure, arrays), key, obs, start)
+        result = planner.plan_to_control(jax.tree.unflatten(structure, arrays), key, obs, start)
         return result.plan, result.value
 
     sizes = Plants(plants, task.obs_size, task.action_low, task.action_high, agent.config.planner.horizon + 1)

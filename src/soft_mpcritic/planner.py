@@ -92,27 +92,33 @@ class Planner:
     def plan(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """The online solve at `obs` from `start`, with the critic that is acted by."""
-        return self._solve(self.config.planner, models, self.acting_critic(models), key, obs, start)
+        """The online solve at `obs` from `start`, with the critic as it is now: what training acts by."""
+        return self._solve(self.config.planner, models, models.critic, key, obs, start)
 
     def plan_as_targets(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """What the target planner would do at `obs`, with the critic that is acted by."""
-        config, critic = self.config.target_planner, self.acting_critic(models)
-        return self._solve(config, models, critic, key, obs, fit_horizon(start, config.horizon + 1))
-
-    def acting_critic(self, models: Models) -> SoftQ:
-        """The critic as it is now, or its slow copy, in which the errors of the last updates average out."""
-        return models.target_critic if self.config.critic.acting == "slow" else models.critic
+        """What the target planner would do at `obs`, with the critic as it is now."""
+        config = self.config.target_planner
+        return self._solve(config, models, models.critic, key, obs, fit_horizon(start, config.horizon + 1))
 
     def control(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> Decision:
         """Deterministic control: the first action of the plan."""
-        result = self.plan(models, key, obs, start)
+        result = self.plan_to_control(models, key, obs, start)
         action = result.plan[:, 0]
         return Decision(self.to_env(action), shift(result.plan), action, result.value)
+
+    def plan_to_control(
+        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+    ) -> PlanResult:
+        """The online solve at `obs` from `start`, with the critic that control asks."""
+        return self._solve(self.config.planner, models, self.control_critic(models), key, obs, start)
+
+    def control_critic(self, models: Models) -> SoftQ:
+        """The critic as it is now, or its slow copy, in which the errors of the last updates average out."""
+        return models.target_critic if self.config.critic.control == "slow" else models.critic
 
     def value(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]

@@ -88,7 +88,7 @@ CHOICES = {
     "planner.sampler": ["iid", "antithetic", "sobol"],
     "target_planner.sampler": ["iid", "antithetic", "sobol"],
     "critic.loss": ["mse", "hl_gauss"],
-    "critic.acting": ["newest", "slow"],
+    "critic.control": ["newest", "slow"],
     "critic.unit": ["reward", "return"],
     "critic.heads": [1, 2],
 }

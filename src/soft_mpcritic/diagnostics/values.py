@@ -44,5 +44,5 @@ def counted_steps(trajectory: Trajectory, discount: float) -> int:
 def action_values(
     planner: Planner, models: Models, obs: Float[Array, "R S"], action: Float[Array, "R A"]
 ) -> Float[Array, " R"]:
-    """Q(s, a) that planning uses: the least head of the critic that is acted by."""
-    return planner.acting_critic(models).least(planner.features(models, obs), action)
+    """Q(s, a) that control uses: the least head of the critic that it asks."""
+    return planner.control_critic(models).least(planner.features(models, obs), action)

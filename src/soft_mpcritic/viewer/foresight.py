@@ -87,7 +87,7 @@ class Foresight:
         """
         config, mppi = self._planner.config.planner, self._planner.mppi(self._planner.config.planner)
         sample_key, scenario_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
-        returns_fn = self._planner.returns_fn(config, models, self._planner.acting_critic(models), scenario_key, obs)
+        returns_fn = self._planner.returns_fn(config, models, self._planner.control_critic(models), scenario_key, obs)
         warmth = temperature / mppi.temperature
         seen: list[tuple[Array, Array]] = []
 
