@@ -1,7 +1,11 @@
 """Films, with and without OpenGL."""
 
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import jax
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from PIL import Image
 
 from soft_mpcritic import video
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.envs import make_task
+from soft_mpcritic.envs import Task, make_task
 from tests.systems import small_config
 
 
@@ -53,3 +57,28 @@ def test_the_drawing_shows_where_the_pole_is():
     assert upright[0] < 0.6 * video.SIZE
     assert abs(upright[1]) < 3
     assert leaning[1] > 3
+
+
+def test_nothing_is_said_of_a_graphics_driver_that_is_missing(monkeypatch: pytest.MonkeyPatch):
+    """Neither by warnings nor by the destructors of what was half made."""
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+
+    class HalfMade:
+        def __del__(self) -> None:
+            raise AttributeError("no driver")
+
+    class Driverless(gym.Env):
+        def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return None, {}
+
+        def render(self) -> Any:
+            warnings.warn("no driver", stacklevel=1)
+            HalfMade()
+            raise RuntimeError("no driver")
+
+    monkeypatch.setattr(Task, "make_env", lambda *_, **__: Driverless())
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert video.render_options(make_task("Pendulum-v1")) == {}
+    assert (raised, warned) == ([], [])
