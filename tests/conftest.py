@@ -1,14 +1,19 @@
 """Strict numerics for every test: shapes checked at run time, no silent promotion of ranks or dtypes."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from inspect import ismethod
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("soft_mpcritic", "beartype.beartype")
+
+from soft_mpcritic import compilation  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -20,6 +25,32 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
+
+FORGET: list[Callable[[], None]] = []
+
+
+def compiled_once(compiler: Callable[..., Any]) -> Callable[..., Any]:
+    """`jit` that knows a function of equal settings again: most tests train the same few small agents."""
+
+    @lru_cache(maxsize=32)
+    def known(function: Callable[..., Any], settings: tuple[Any, ...], *rest: Any) -> Any:
+        named, *arguments, options = rest
+        return compiler(partial(function, *settings, **dict(named)), *arguments, **dict(options))
+
+    def compile_function(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        whole = function if isinstance(function, partial) else partial(function)
+        inner, settings = whole.func, whole.args
+        if ismethod(inner):  # two methods are only equal if they are of the same object, whatever it equals
+            inner, settings = inner.__func__, (inner.__self__, *settings)
+        return known(inner, settings, frozenset(whole.keywords.items()), *arguments, frozenset(options.items()))
+
+    FORGET.append(known.cache_clear)
+    return compile_function
+
+
+compilation.jit = compiled_once(compilation.jit)
+compilation.jit_on_leaves = compiled_once(compilation.jit_on_leaves)
+
 # A shell that starts the tests in the background has SIGINT ignored, and so would runs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +59,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture
 def optimized() -> Iterator[None]:
     """For tests that compute for seconds, or look at what the compiler made."""
-    jax.config.update("jax_disable_most_optimizations", False)
+    switch_optimization(on=True)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    switch_optimization(on=False)
+
+
+def switch_optimization(on: bool) -> None:
+    jax.config.update("jax_disable_most_optimizations", not on)
+    for forget in FORGET:
+        forget()

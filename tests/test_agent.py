@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.planning import shift
 from soft_mpcritic.types import Experience, Transition
@@ -20,7 +22,7 @@ SYSTEM = System(lambda s, a: 0.9 * s + 0.1 * a, TaskSpec(lambda s, a, n: -jnp.su
 
 def make(**changes: object) -> tuple[Agent, AgentState]:
     agent = Agent(SYSTEM.task, small_config(**changes))
-    return agent, jax.jit(agent.init)(jax.random.key(0))
+    return agent, jit(agent.init)(jax.random.key(0))
 
 
 def experience(number: float, envs: int, done: tuple[bool, ...], terminated: bool = False) -> Experience:
@@ -38,13 +40,13 @@ def experience(number: float, envs: int, done: tuple[bool, ...], terminated: boo
 def filled(agent: Agent, state: AgentState, steps: int = 40) -> AgentState:
     """A state whose replay holds a few random transitions."""
     obs = SYSTEM.start(jax.random.key(5), agent.config.training.num_envs)
-    state, _ = agent.begin(state, obs)
-    step = jax.jit(lambda s, e: agent.random_step(s, e)[0])
+    state, _ = jit(agent.begin)(state, obs)
+    step = jit(agent.random_step)
     for time in range(steps):
         answer = SYSTEM.experience(
             jax.random.key(time), jnp.array(time), state.pending.obs, agent.planner.to_env(state.pending.action)
         )
-        state = step(state, answer)
+        state, _ = step(state, answer)
     return state
 
 
@@ -54,7 +56,7 @@ def test_transitions_and_shifted_plans_are_stored_row_by_row():
     for number in (1.0, 2.0, 3.0):
         plan = number + jnp.arange(2 * slots, dtype=jnp.float32).reshape(2, slots, 1) / 100
         pending = dataclasses.replace(state.pending, obs=jnp.full((2, 1), number - 1), plan=plan, action=plan[:, 0])
-        state = agent.observe(dataclasses.replace(state, pending=pending), experience(number, 2, (False, False)))
+        state = jit(agent.observe)(dataclasses.replace(state, pending=pending), experience(number, 2, (False, False)))
     rows = jnp.arange(6)
     stored, (plans, _) = state.replay.take(rows), state.replay.take_plans(rows)
     ids = np.array([1.0, 1.1, 2.0, 2.1, 3.0, 3.1], np.float32)
@@ -70,7 +72,7 @@ def test_plans_go_on_within_an_episode_and_start_anew_with_the_next():
     agent, state = make(training__num_envs=2)
     plan = jnp.ones_like(state.pending.plan)
     state = dataclasses.replace(state, pending=dataclasses.replace(state.pending, plan=plan))
-    state = agent.observe(state, experience(1.0, 2, (True, False)))
+    state = jit(agent.observe)(state, experience(1.0, 2, (True, False)))
     np.testing.assert_array_equal(state.pending.plan[0], 0)
     np.testing.assert_array_equal(state.pending.plan[1], shift(plan)[1])
     np.testing.assert_allclose(state.pending.obs[:, 0], [1.02, 1.12])
@@ -80,7 +82,7 @@ def test_plans_go_on_within_an_episode_and_start_anew_with_the_next():
 @pytest.mark.parametrize(("terminated", "expected"), [(True, 1.0), (False, 0.0)])
 def test_only_termination_is_stored_as_one(terminated, expected):
     agent, state = make()
-    state = agent.observe(state, experience(1.0, 1, (True,), terminated))
+    state = jit(agent.observe)(state, experience(1.0, 1, (True,), terminated))
     assert state.replay.take(jnp.arange(1)).terminated[0] == expected
 
 
@@ -95,7 +97,7 @@ def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise()
         jnp.array([1.0, 0, 1, 0, 1, 0]),
     )
     start = jnp.zeros((size, agent.config.target_planner.horizon + 1, 1))
-    target, result = jax.jit(agent.learner.targets)(state.models, jax.random.key(0), batch, start)
+    target, result = jit(agent.learner.targets)(state.models, jax.random.key(0), batch, start)
     np.testing.assert_array_equal(target[::2], [0, 2, 4])
     np.testing.assert_allclose(target[1::2], batch.reward[1::2] + 0.99 * result.value[1::2], rtol=1e-6)
 
@@ -103,14 +105,14 @@ def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise()
 def test_an_update_writes_refined_plans_back_where_it_drew_them():
     agent, state = make()
     state = filled(agent, state)
-    after, _ = jax.jit(agent.learner.update)(state)
+    after, _ = jit(agent.learner.update)(state)
     before_plans, after_plans = state.replay.plans, after.replay.plans
     changed = np.flatnonzero(np.any(np.asarray(before_plans != after_plans)[:, :-1], axis=1))
     size = int(state.replay.size)
     assert 0 < len(changed) <= agent.config.critic.batch_size
     assert changed.max() < size
     np.testing.assert_array_equal(after.replay.records, state.replay.records)
-    again, _ = jax.jit(agent.learner.update)(after)
+    again, _ = jit(agent.learner.update)(after)
     stamps = np.asarray(again.replay.plans[:, -1])
     assert set(np.unique(stamps)) <= {0.0, 1.0}
 
@@ -122,8 +124,8 @@ def test_a_second_visit_starts_from_the_plan_of_the_first():
     key = jax.random.split(jax.random.split(state.key, 3)[1])[1]  # as update and its critic part split it
     rows = jnp.zeros(1, jnp.int32)
     batch, (start, _) = state.replay.take(rows), state.replay.take_plans(rows)
-    expected = jax.jit(agent.planner.value)(state.models, key, batch.next_obs, start).plan
-    after, _ = jax.jit(agent.learner.update)(state)
+    expected = jit(agent.planner.value)(state.models, key, batch.next_obs, start).plan
+    after, _ = jit(agent.learner.update)(state)
     np.testing.assert_allclose(after.replay.take_plans(rows)[0], expected, atol=1e-6)
 
 
@@ -136,11 +138,11 @@ def test_relative_errors_are_weighed_by_what_the_slow_critic_says_of_the_stored_
     batch, (start, _) = state.replay.take(rows), state.replay.take_plans(rows)
     slow = jax.tree.map(lambda leaf: 5 * leaf, state.models.target_critic)
     models = dataclasses.replace(state.models, target_critic=slow)
-    target, _ = jax.jit(agent.learner.targets)(models, key, batch, start)
+    target, _ = jit(agent.learner.targets)(models, key, batch, start)
     features = agent.planner.features(models, batch.obs)
     weight = slow.tolerance(features, batch.action) if relative else jnp.ones(1)
     expected, _ = models.critic.loss(features, batch.action, target, weight)
-    _, figures = jax.jit(agent.learner.update)(dataclasses.replace(state, models=models))
+    _, figures = jit(agent.learner.update)(dataclasses.replace(state, models=models))
     np.testing.assert_allclose(figures.critic_loss, expected, rtol=1e-4)
     assert (float(weight[0]) < 0.9) == relative
 
@@ -153,7 +155,7 @@ def test_imagined_steps_stand_beside_drawn_ones_and_follow_none_that_ended_an_ep
         jnp.zeros((size, 1)), jnp.zeros((size, 1)), jnp.zeros(size), jnp.ones((size, 1)), jnp.full(size, terminated)
     )
     plans = 0.3 * jnp.ones((size, slots, 1))
-    joined, starts, weight = agent.learner._beside_imagined(state.models, jax.random.key(0), batch, plans)
+    joined, starts, weight = jit(agent.learner._beside_imagined)(state.models, jax.random.key(0), batch, plans)
     assert joined.obs.shape == (2 * size, 1) and starts.shape == (2 * size, slots, 1)
     np.testing.assert_array_equal(joined.obs[:size], batch.obs)
     np.testing.assert_array_equal(starts[:size], plans)
@@ -165,7 +167,7 @@ def test_only_plans_of_drawn_steps_are_written_back():
     batch_size = 16
     agent, state = make(critic__imagined=0.5, critic__batch_size=batch_size)
     state = filled(agent, state)
-    after, figures = jax.jit(agent.learner.update)(state)
+    after, figures = jit(agent.learner.update)(state)
     changed = np.any(np.asarray(state.replay.plans != after.replay.plans)[:, :-1], axis=1)
     assert 0 < changed.sum() <= batch_size // 2
     assert np.isfinite(float(figures.critic_loss))
@@ -175,8 +177,8 @@ def test_invalid_targets_do_not_reach_the_critic():
     """A reward of NaN in the model makes every sample invalid: critic and plans stand still, and it is counted."""
     spec = TaskSpec(lambda s, a, n: jnp.full(s.shape[0], jnp.nan), never)
     agent = Agent(dataclasses.replace(SYSTEM.task, spec=spec), small_config())
-    state = filled(agent, jax.jit(agent.init)(jax.random.key(0)))
-    after, figures = jax.jit(agent.learner.update)(state)
+    state = filled(agent, jit(agent.init)(jax.random.key(0)))
+    after, figures = jit(agent.learner.update)(state)
     for old, new in zip(jax.tree.leaves(state.models.critic), jax.tree.leaves(after.models.critic), strict=True):
         np.testing.assert_array_equal(old, new)
     np.testing.assert_array_equal(state.replay.plans[:, :-1], after.replay.plans[:, :-1])
@@ -194,8 +196,8 @@ def test_members_stay_different_while_they_learn():
 def test_the_target_network_moves_only_when_due():
     agent, state = make(critic__target_every=2)
     state = filled(agent, state)
-    first, _ = jax.jit(agent.learner.update)(state)
-    second, _ = jax.jit(agent.learner.update)(first)
+    first, _ = jit(agent.learner.update)(state)
+    second, _ = jit(agent.learner.update)(first)
     old, one, two = (jax.tree.leaves(s.models.target_critic)[0] for s in (state, first, second))
     np.testing.assert_array_equal(old, one)
     assert np.any(np.asarray(one != two))
@@ -229,7 +231,7 @@ def test_a_step_compiles_once_whatever_the_number_of_updates():
         return agent.step(state, experience, updates, "sample")
 
     step = jax.jit(traced, donate_argnums=0)
-    state, _ = agent.begin(state, jnp.zeros((1, 1)))
+    state, _ = jit(agent.begin)(state, jnp.zeros((1, 1)))
     for number in range(5):
         state, _, _ = step(state, experience(number, 1, (number == 2,)), np.int32(number))
     assert len(traces) == 1
@@ -243,7 +245,7 @@ def test_a_compiled_step_copies_no_replay():
     agent = Agent(SYSTEM.task, small_config(training__capacity=capacity))
     state = jax.eval_shape(agent.init, jax.random.key(0))
     answer = experience(0.0, 1, (False,))
-    step = jax.jit(agent.step, static_argnums=3, donate_argnums=0)
+    step = jit(agent.step, static_argnums=3, donate_argnums=0)
     program = step.lower(state, answer, np.int32(1), "sample").compile().as_text()
     assert program is not None
     assert f"f32[{capacity}," in program
@@ -254,8 +256,8 @@ def test_a_compiled_step_copies_no_replay():
 def test_the_mean_of_the_plan_or_one_of_its_samples_is_played(explore):
     """The mean of the plan is what is kept; a sampled action is one of the K sequences, not the mean."""
     agent, state = make()
-    state, _ = agent.begin(state, jnp.zeros((1, 1)))
-    state, _ = agent.act(state, explore)
+    state, _ = jit(agent.begin)(state, jnp.zeros((1, 1)))
+    state, _ = jit(partial(agent.act, explore=explore))(state)
     first = np.asarray(state.pending.plan[:, 0])
     action = np.asarray(state.pending.action)
     assert np.array_equal(first, action) == (explore == "mean")
@@ -266,8 +268,8 @@ def test_random_actions_are_held_for_as_long_as_asked_on_average_and_stay_unifor
     """Holds are geometric: an action is renewed with probability 1 / hold. The box is covered as evenly as without."""
     envs = 4000
     agent, state = make(training__num_envs=envs, training__capacity=envs, training__seed_hold=hold)
-    state, first = agent.begin(state, jnp.zeros((envs, 1)))
-    _, second = agent.random_step(state, experience(0.0, envs, (False,) * envs))
+    state, first = jit(agent.begin)(state, jnp.zeros((envs, 1)))
+    _, second = jit(agent.random_step)(state, experience(0.0, envs, (False,) * envs))
     renewed = np.mean(np.asarray(first != second))
     assert abs(renewed - 1 / hold) <= 4 * np.sqrt(1 / hold * (1 - 1 / hold) / envs)
     for action in (np.asarray(first), np.asarray(second)):
@@ -279,8 +281,8 @@ def test_random_actions_are_held_for_as_long_as_asked_on_average_and_stay_unifor
 def test_the_target_planner_acts_on_its_share_of_steps(share):
     envs = 400
     agent, state = make(training__num_envs=envs, training__target_steps=share, target_planner__keep_nominal=False)
-    state, _ = agent.begin(state, jnp.linspace(-1, 1, envs)[:, None])
-    state, _ = jax.jit(agent.act, static_argnums=1)(state, "mean")
+    state, _ = jit(agent.begin)(state, jnp.linspace(-1, 1, envs)[:, None])
+    state, _ = jit(agent.act, static_argnums=1)(state, "mean")
     by_targets = np.mean(np.asarray(state.pending.action != state.pending.plan[:, 0]))
     both_at_the_edge = 0.02  # of the box, where two solves may come to the same
     assert abs(by_targets - share) <= 4 * np.sqrt(share * (1 - share) / envs) + both_at_the_edge
@@ -291,7 +293,7 @@ def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
     obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)
     now = dataclasses.replace(state.models, critic=jax.tree.map(lambda leaf: 2 * leaf, state.models.critic))
     slow = dataclasses.replace(now, target_critic=now.critic)
-    as_targets, value = jax.jit(agent.planner.plan_as_targets), jax.jit(agent.planner.value)
+    as_targets, value = jit(agent.planner.plan_as_targets), jit(agent.planner.value)
     expected = value(slow, jax.random.key(1), obs, start[:, :3])
     found = as_targets(now, jax.random.key(1), obs, start)
     assert found.plan.shape == (1, 3, 1)
@@ -303,7 +305,7 @@ def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
 def test_control_asks_the_critic_that_it_is_told_to_and_training_the_newest(asked):
     agent, state = make(critic__control=asked)
     obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)
-    plan, control = jax.jit(agent.planner.plan), jax.jit(agent.planner.control)
+    plan, control = jit(agent.planner.plan), jit(agent.planner.control)
 
     def values(critic: float, target_critic: float) -> tuple[float, float]:
         copies = {"critic": critic, "target_critic": target_critic}
@@ -322,10 +324,10 @@ def test_hidden_positions_reach_the_reward_but_no_network():
     system = System(lambda s, a: s, spec, obs_size=2)
     for seen in (False, True):
         agent = Agent(system.task, small_config(training__observe_position=seen))
-        models = jax.jit(agent.init)(jax.random.key(0)).models
+        models = jit(agent.init)(jax.random.key(0)).models
         start = jnp.zeros((2, agent.config.planner.horizon + 1, 1))
         obs = jnp.array([[0.0, 0.3], [0.0, 0.3]])
-        plan = jax.jit(agent.planner.plan)
+        plan = jit(agent.planner.plan)
         here = plan(models, jax.random.key(1), obs, start)
         there = plan(models, jax.random.key(1), obs + jnp.array([[4.0, 0.0]]), start)
         assert np.allclose(here.value, there.value, atol=1e-4) == (not seen)

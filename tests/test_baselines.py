@@ -16,6 +16,7 @@ import pytest
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.baselines import Baseline, Learner, StandardObservation, standard, train_baseline
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import ConfigError, TrainingConfig
 from soft_mpcritic.envs import TASKS, make_task
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
@@ -96,7 +97,7 @@ def test_a_baseline_sees_what_our_networks_see():
     task = make_task(HOPPER)
     obs = np.arange(2.0 * task.obs_size, dtype=np.float32).reshape(2, -1)
     agent = Agent(task, small_config(dynamics__normalize=False))
-    models = jax.jit(agent.init)(jax.random.key(0)).models
+    models = jit(agent.init)(jax.random.key(0)).models
     np.testing.assert_array_equal(standard(obs, task.spec.positions), agent.planner.features(models, jnp.asarray(obs)))
     np.testing.assert_array_equal(standard(obs, task.spec.positions), obs[:, 1:])
 
@@ -142,7 +143,7 @@ def test_our_evaluation_takes_the_same_seeds():
     """Ours on the same first observations: the seeds of its episodes are those of a baseline's."""
     agent = Agent(make_task("Pendulum-v1"), small_config())
     evaluator = Evaluator(agent)
-    played = evaluator(jax.jit(agent.init)(jax.random.key(0)).models, 2)
+    played = evaluator(jit(agent.init)(jax.random.key(0)).models, 2)
     evaluator.close()
     assert [(episode.seed, episode.length) for episode in played] == [
         (EVALUATION_SEED, 200),

@@ -8,6 +8,7 @@ import pytest
 from soft_mpcritic.bench.measure import Timing, matrix_product_rate, time_in_turns
 from soft_mpcritic.bench.planner import GRID, Case, cases_along, slope
 from soft_mpcritic.bench.training import bench_training, speeds_in_turns
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.planner import Planner
 from soft_mpcritic.presets import preset
@@ -54,7 +55,7 @@ def test_operations_counted_are_those_of_the_compiler(case):
     models = planner.init_models(jax.random.key(0))
     obs = jnp.zeros((case.problems, task.obs_size))
     start = jnp.zeros((case.problems, case.horizon + 1, task.action_size))
-    cost = jax.jit(planner.control).lower(models, jax.random.key(0), obs, start).compile().cost_analysis()
+    cost = jit(planner.control).lower(models, jax.random.key(0), obs, start).compile().cost_analysis()
     assert cost is not None
     assert case.flops(task, config) == pytest.approx(cost["flops"], rel=0.05)
 
@@ -70,6 +71,7 @@ def test_training_benchmark_measures_every_part():
     assert case["replay_mb"] == pytest.approx(512 * 4 * (2 * 9 + 1 + 2 + 5 + 1) / 1e6)
 
 
+@pytest.mark.slow
 def test_speeds_in_turns_are_of_all_configurations():
     configs = {"one": small_config(), "other": small_config(target_planner__iterations=2)}
     record = speeds_in_turns(make_task("InvertedDoublePendulum-v5"), configs, steps=20)

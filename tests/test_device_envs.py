@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, DeviceVector, make_device_env, make_task, make_vector
 from soft_mpcritic.envs.device.mjx import MjxEnv
 from soft_mpcritic.envs.device.pendulums import TRACK, CartPoleState, CartPoleSwingUp, Pendulum, PendulumState
@@ -168,7 +169,7 @@ def test_episodes_end_and_start_within_a_step():
     actions = jnp.array([[1.0], [5.0]])  # the first runs into its time limit, the second ends by itself
     done, obs = [], first
     for _ in range(4):
-        state, experience = jax.jit(vector.step)(state, actions)
+        state, experience = jit(vector.step)(state, actions)
         np.testing.assert_allclose(experience.next_obs, obs + actions, rtol=1e-6)
         np.testing.assert_array_equal(experience.terminated, [False, True])
         kept = ~np.asarray(experience.done)
@@ -182,7 +183,7 @@ def test_episodes_end_and_start_within_a_step():
 
 def test_snapshots_bring_a_vector_back_to_the_bit():
     vector = DeviceVector(make_device_env("CartPoleSwingUp"), 3)
-    step, actions = jax.jit(vector.step), jnp.full((3, 1), 0.3)
+    step, actions = jit(vector.step), jnp.full((3, 1), 0.3)
     state, _ = vector.reset(jax.random.key(1))
     for _ in range(5):
         state, _ = step(state, actions)

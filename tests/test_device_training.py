@@ -16,6 +16,7 @@ import pytest
 from soft_mpcritic import device_training, training
 from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.device_loop import DeviceLoop
 from soft_mpcritic.device_training import DeviceRun, train_on_device
@@ -95,18 +96,18 @@ def test_the_loop_is_the_agents_functions_one_after_another():
     agent = Agent(make_task(ENV_ID, "device"), settings)
     vector = DeviceVector(make_device_env(ENV_ID), 2)
     loop, schedule = DeviceLoop(agent, vector, 20), Schedule(settings.training, STEPS)
-    start = jax.jit(loop.init)(jax.random.key(3))
+    start = jit(loop.init)(jax.random.key(3))
     due = [schedule.updates(2 * (i + 1)) for i in range(15)]
     assert due[8:11] == [None, 5, 2]
 
-    play, state = jax.jit(loop.play), start
+    play, state = jit(loop.play), start
     for part in (due[:4], due[4:]):
         padded = part + [0] * (20 - len(part))
         at_random = np.array([updates is None for updates in padded])
         state, _ = play(state, np.int32(len(part)), at_random, np.array([n or 0 for n in padded], np.int32))
 
-    step, random_step, learn = jax.jit(vector.step), jax.jit(agent.random_step), jax.jit(agent.learn)
-    planned_step = jax.jit(agent.planned_step, static_argnums=2)
+    step, random_step, learn = jit(vector.step), jit(agent.random_step), jit(agent.learn)
+    planned_step = jit(agent.planned_step, static_argnums=2)
     envs, one, action = start
     for updates in due:
         envs, experience = step(envs, action)
@@ -190,6 +191,7 @@ def test_a_run_that_is_prolonged_is_the_longer_run(single: Path, tmp_path: Path)
     assert int(final_arrays(tmp_path / "prolonged")[".replay.size"]) == STEPS
 
 
+@pytest.mark.slow
 def test_seeds_killed_between_their_checkpoints_go_on_together(pair: Path, tmp_path: Path, monkeypatch):
     """Seed 0 has written its second checkpoint, seed 1 has not."""
     path, honest, written = tmp_path / "killed", RunRecord.checkpoint, []
@@ -290,6 +292,7 @@ def moody(monkeypatch):
     monkeypatch.setattr(device_training, "make_device_env", lambda _: Moody())
 
 
+@pytest.mark.slow
 def test_numbers_that_nobody_can_learn_from_are_survived_counted_and_never_kept(
     moody, tmp_path: Path, monkeypatch, caplog
 ):
@@ -361,6 +364,7 @@ def poison(monkeypatch) -> Callable[[], None]:
     return spoil
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_takes_all_back_and_goes_on_with_smaller_steps(pair: Path, tmp_path: Path, poison, caplog):
     spoiled: list[int] = []
 

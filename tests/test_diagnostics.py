@@ -13,6 +13,7 @@ import pytest
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.diagnostics import Diagnostics, Effort, reliability, summarize
 from soft_mpcritic.diagnostics.figures import rank_correlation, spread_ratio
 from soft_mpcritic.diagnostics.models import draw_windows
@@ -65,7 +66,7 @@ def make(bias: float = 0.0, drift: np.ndarray | None = None, **changes: object) 
         **{"planner__horizon": WIDTH, **changes},
     )
     agent = Agent(SYSTEM.task, config)
-    state = jax.jit(agent.init)(jax.random.key(0))
+    state = jit(agent.init)(jax.random.key(0))
     drift = np.zeros((MEMBERS, 2)) if drift is None else drift
     dynamics = linear_networks(np.concatenate([A - np.eye(2), B], axis=1), drift)
     networks = linear_networks(np.concatenate([VALUE, [1.0]])[None], np.full((2, 1), bias))

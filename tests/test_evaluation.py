@@ -14,7 +14,7 @@ from tests.systems import small_config
 def test_a_trajectory_is_what_its_environment_answers_to_its_actions():
     """Played again from its seed, the environment answers with the same observations and rewards, and ends then."""
     agent = Agent(make_task("InvertedDoublePendulum-v5"), small_config())
-    models = jax.jit(agent.init)(jax.random.key(0)).models
+    models = jit(agent.init)(jax.random.key(0)).models
     evaluator = Evaluator(agent)
     trajectories = evaluator.play(models, 3)
     assert [t.episode for t in trajectories] == evaluator(models, 3)
@@ -39,7 +39,7 @@ def test_a_trajectory_is_what_its_environment_answers_to_its_actions():
 def test_the_value_of_a_trajectory_is_that_of_the_solve_that_acted():
     """The first solve of an episode starts from zeros at the first observations, with the first key."""
     agent = Agent(make_task("InvertedDoublePendulum-v5"), small_config())
-    models = jax.jit(agent.init)(jax.random.key(0)).models
+    models = jit(agent.init)(jax.random.key(0)).models
     trajectories = Evaluator(agent).play(models, 2)
     key = jax.random.split(jax.random.split(jax.random.key(EVALUATION_SEED))[1], 1000)[0]
     obs = np.stack([t.obs[0] for t in trajectories])

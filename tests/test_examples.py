@@ -34,7 +34,7 @@ def test_all_examples_are_here_and_short():
     assert all(len(path.read_text().splitlines()) < 60 for path in paths)
 
 
-SLOW = ("half_known_model", "own_environment", "own_reward")  # train as the guide to own_environment does
+SLOW = ("controller_in_a_loop", "half_known_model", "own_environment", "own_reward")  # these train
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in TINY])
@@ -44,7 +44,10 @@ def test_an_example_runs_and_draws(name, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("guide", ["index", "own_environment", "own_model", "extending"])
+LONG = (pytest.param(guide, marks=pytest.mark.slow) for guide in ("own_environment", "own_model"))
+
+
+@pytest.mark.parametrize("guide", ["index", "extending", *LONG])
 def test_the_code_of_a_guide_runs(guide, tmp_path, monkeypatch):
     """Blocks of one guide run one after another in one namespace; training is cut short."""
     monkeypatch.chdir(tmp_path)

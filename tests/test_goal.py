@@ -15,6 +15,7 @@ from soft_mpcritic import video
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.cli import main
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError, DynamicsConfig
 from soft_mpcritic.controller import Controller
 from soft_mpcritic.dynamics import Normalizer
@@ -108,7 +109,7 @@ def test_learned_continuation_weighs_later_rewards_and_q(terminations):
     """Reward 2 and termination 0.25 everywhere: J = sum_t (gamma c)^t 2 + (gamma c)^H Q(s_H, a_H), with c = 0.75."""
     config = learned_config(objective__discount=0.9, objective__terminations=terminations)
     planner = Agent(SYSTEM.task, config).planner
-    models = jax.jit(planner.init_models)(jax.random.key(0))
+    models = jit(planner.init_models)(jax.random.key(0))
     obs = jnp.array([[0.3], [-0.6]])
     actions = jax.random.uniform(jax.random.key(1), (6, 2, 5, 1), minval=-1, maxval=1)
 
@@ -130,8 +131,8 @@ def test_hidden_positions_reach_a_learned_goal_neither_before_nor_after_the_step
     task = System(SYSTEM.step, TaskSpec(unknown, unknown, positions=(0,)), obs_size=2).task
     for seen in (False, True):
         planner = Agent(task, learned_config(training__observe_position=seen)).planner
-        models = jax.jit(planner.init_models)(jax.random.key(0))
-        judge, action = jax.jit(planner.judge), jnp.zeros((1, 1))
+        models = jit(planner.init_models)(jax.random.key(0))
+        judge, action = jit(planner.judge), jnp.zeros((1, 1))
         here = judge(models, jnp.array([[0.0, 0.3]]), action, jnp.array([[0.0, 0.4]]))
         before = judge(models, jnp.array([[4.0, 0.3]]), action, jnp.array([[0.0, 0.4]]))
         after = judge(models, jnp.array([[0.0, 0.3]]), action, jnp.array([[4.0, 0.4]]))
@@ -178,7 +179,7 @@ def steps_within(bound: float) -> tuple[jax.Array, jax.Array, jax.Array]:
 def test_reward_and_termination_are_learned(learner):
     agent, state = learner
     obs, action, next_obs = steps_within(0.7)
-    reward, termination = jax.jit(agent.planner.judge)(state.models, obs, action, next_obs)
+    reward, termination = jit(agent.planner.judge)(state.models, obs, action, next_obs)
     expected, height = np.asarray(reward_of(obs, action, next_obs)), np.asarray(next_obs[:, 0])
     error = float(np.sqrt(np.mean((np.asarray(reward) - expected) ** 2)))
     assert error < 0.15 * float(expected.std())
@@ -189,18 +190,18 @@ def test_reward_and_termination_are_learned(learner):
 
 def test_what_never_ended_is_not_expected_to_end():
     agent, state = learn_goal(never)
-    _, termination = jax.jit(agent.planner.judge)(state.models, *steps_within(0.7))
+    _, termination = jit(agent.planner.judge)(state.models, *steps_within(0.7))
     assert float(termination.max()) < 0.3 * FIRST_TERMINATION
 
 
 def test_the_figures_tell_what_is_still_wrong(learner):
     agent, state = learner
-    _, figures = jax.jit(agent.learner.update)(state)
+    _, figures = jit(agent.learner.update)(state)
     assert 0 < float(figures.reward_error) < 0.3
     assert 0 < float(figures.termination_loss) < 0.03
-    fresh_goal = jax.jit(agent.init)(jax.random.key(1)).models.goal
+    fresh_goal = jit(agent.init)(jax.random.key(1)).models.goal
     spoilt = dataclasses.replace(state, models=dataclasses.replace(state.models, goal=fresh_goal))
-    _, worse = jax.jit(agent.learner.update)(spoilt)
+    _, worse = jit(agent.learner.update)(spoilt)
     assert float(worse.reward_error) > 10
     assert float(worse.termination_loss) > 3 * float(figures.termination_loss)
 
@@ -213,7 +214,7 @@ def different(one: Any, other: Any) -> list[bool]:
 def test_models_do_not_learn_from_rewards_nor_the_goal_from_the_critic(learner):
     """Gradients stay where they belong."""
     agent, state = learner
-    update = jax.jit(agent.learner.update)
+    update = jit(agent.learner.update)
     after, _ = update(state)
     assert all(different(after.models.goal.network, state.models.goal.network))
     assert not any(different(after.models.goal.reward_scale, state.models.goal.reward_scale))
@@ -233,9 +234,9 @@ def test_models_do_not_learn_from_rewards_nor_the_goal_from_the_critic(learner):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_rewards_are_counted_in_the_scale_whatever_else_is_normalised(normalize):
     agent = Agent(SYSTEM.task, learned_config(dynamics__normalize=normalize, training__num_envs=3))
-    state = jax.jit(agent.init)(jax.random.key(0))
+    state = jit(agent.init)(jax.random.key(0))
     obs, going_on = jnp.zeros((3, 1)), jnp.zeros(3, bool)
-    state = agent.observe(state, Experience(jnp.array([1.0, 2.0, 6.0]), obs, going_on, going_on, obs))
+    state = jit(agent.observe)(state, Experience(jnp.array([1.0, 2.0, 6.0]), obs, going_on, going_on, obs))
     assert state.models.goal is not None
     scale = state.models.goal.reward_scale
     assert scale.count == 3
@@ -246,9 +247,9 @@ def test_rewards_are_counted_in_the_scale_whatever_else_is_normalised(normalize)
 
 def test_a_known_goal_leaves_nothing_to_learn():
     agent = Agent(dataclasses.replace(SYSTEM, spec=TaskSpec(reward_of, never)).task, small_config())
-    state = jax.jit(agent.init)(jax.random.key(0))
+    state = jit(agent.init)(jax.random.key(0))
     assert state.models.goal is None and state.goal_optimizer is None
-    _, figures = jax.jit(agent.learner.update)(state)
+    _, figures = jit(agent.learner.update)(state)
     assert np.isnan(figures.reward_error) and np.isnan(figures.termination_loss)
     others = [value for name, value in figures._asdict().items() if name not in ("reward_error", "termination_loss")]
     assert np.isfinite(np.asarray(others)).all()
@@ -352,4 +353,4 @@ def test_an_environment_without_time_limit_gets_one():
 def test_the_video_of_what_cannot_be_drawn_is_refused(hill, tmp_path, monkeypatch):
     agent = Agent(make_task(hill), learned_config())
     with pytest.raises(ConfigError, match="video must be of an environment that renders or has a MuJoCo model"):
-        video.record_episode(agent, jax.jit(agent.init)(jax.random.key(0)).models, 0, tmp_path / "film.gif")
+        video.record_episode(agent, jit(agent.init)(jax.random.key(0)).models, 0, tmp_path / "film.gif")

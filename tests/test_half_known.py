@@ -47,7 +47,8 @@ def model_error(system: System, agent: Agent, state: AgentState) -> float:
     return float(jnp.sqrt(jnp.mean((step(state.models.dynamics.members) - real(obs, action)[None]) ** 2)))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_told_physics_are_learned_better_than_none_after_as_many_steps(seed):
     config, errors = small_config(training__seed_steps=50), []
     for nominal in (ideal, None):

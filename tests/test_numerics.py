@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from soft_mpcritic.agent import Agent
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.planning.mppi import weigh
@@ -47,7 +48,7 @@ def test_soft_values_of_float32_are_those_of_float64(scale, offset):
     np.testing.assert_allclose(weighed.weights, weights, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("horizon", [0, pytest.param(4, marks=pytest.mark.slow), 50])
+@pytest.mark.parametrize("horizon", [*(pytest.param(few, marks=pytest.mark.slow) for few in (0, 4)), 50])
 def test_returns_and_targets_of_float32_are_those_of_float64(horizon):
     """The same samples through the same networks, in both precisions; a long horizon adds up more errors."""
     long = {"planner__horizon": horizon, "target_planner__horizon": horizon}
@@ -76,8 +77,9 @@ def test_returns_and_targets_of_float32_are_those_of_float64(horizon):
     )
 
 
-@pytest.mark.parametrize("power", [pytest.param(-10, marks=pytest.mark.slow), 10])
-@pytest.mark.parametrize("loss", ["mse", pytest.param("hl_gauss", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [-10, 10])
+@pytest.mark.parametrize("loss", ["mse", "hl_gauss"])
 def test_a_change_of_the_unit_of_reward_changes_nothing_that_is_learned(power, loss):
     """By powers of two, about 1e-3 and 1e3: 12 steps of learning differ by rounding alone."""
     scale = 2.0**power
@@ -96,7 +98,7 @@ def test_a_long_horizon_through_untrained_models_does_not_overflow():
     agent = Agent(system().task, settings(planner__horizon=50, target_planner__horizon=50))
     models = agent.planner.init_models(jax.random.key(0))
     obs = jnp.array([[1.0, -1.0], [1e3, 1e3], [-1e6, 1e6]])
-    result = jax.jit(agent.planner.plan)(models, jax.random.key(1), obs, jnp.zeros((3, 51, 1)))
+    result = jit(agent.planner.plan)(models, jax.random.key(1), obs, jnp.zeros((3, 51, 1)))
     assert np.isfinite(result.plan).all() and (np.abs(result.plan) <= 1).all()
     assert np.isfinite(result.value[:2]).all() and (result.stats.invalid_fraction == 0).all()
 
@@ -107,6 +109,6 @@ def test_targets_leave_out_the_value_after_the_end():
     models = agent.planner.init_models(jax.random.key(0))
     ones = jnp.ones((2, 2))
     batch = Transition(ones, jnp.ones((2, 1)), jnp.array([3.0, 3.0]), ones, jnp.array([0.0, 1.0]))
-    targets, result = agent.learner.targets(models, jax.random.key(1), batch, jnp.zeros((2, 5, 1)))
+    targets, result = jit(agent.learner.targets)(models, jax.random.key(1), batch, jnp.zeros((2, 5, 1)))
     expected = [3 + agent.config.objective.discount * float(result.value[0]), 3.0]
     np.testing.assert_allclose(targets, expected, rtol=1e-6)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.parts import Parts
 from soft_mpcritic.planner import Models, Planner
@@ -98,7 +99,7 @@ def test_an_imagined_step_is_one_that_the_models_make_of_the_plan_and_all_depths
     planner = Planner(system.task, config, Parts(sampler=lambda key, shape: jnp.zeros(shape)))
     models = planner.init_models(jax.random.key(1))
     plan = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, horizon + 1, 1)), jnp.float32)
-    imagine = jax.jit(planner.imagine)
+    imagine = jit(planner.imagine)
 
     steps, obs, left = [], jnp.asarray(OBS), plan
     member = jax.tree.map(lambda leaf: leaf[0], models.dynamics.members)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from soft_mpcritic import video
 from soft_mpcritic.agent import Agent
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import Task, make_task
 from tests.systems import small_config
 
@@ -20,7 +21,7 @@ from tests.systems import small_config
 def film_without_opengl(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "render_options", lambda task: {})
     agent = Agent(make_task("InvertedDoublePendulum-v5"), small_config())
-    models = jax.jit(agent.init)(jax.random.key(0)).models
+    models = jit(agent.init)(jax.random.key(0)).models
     video.record_episode(agent, models, 0, out)
 
 
