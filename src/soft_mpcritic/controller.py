@@ -1,9 +1,9 @@
 """The trained controller at work: compiled ahead of time, warm-started, punctual."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,14 +31,21 @@ class Controller(ControlLoop):
 
     @classmethod
     def load(
-        cls, run_dir: str | PathLike[str], plants: int = 1, deadline: float | None = None, seed: int = 0
+        cls,
+        run_dir: str | PathLike[str],
+        plants: int = 1,
+        deadline: float | None = None,
+        seed: int = 0,
+        control: Mapping[str, Any] | None = None,
     ) -> "Controller":
         """The controller of the newest checkpoint for `plants` plants at once; `deadline` in seconds.
 
-        Raises `ConfigError` for a folder without one, `ValueError` for numbers that cannot be.
+        `control` are settings to control with in the place of the run's, {"planner.num_samples": 32}. Raises
+        `ConfigError` for a folder without checkpoint and settings that cannot be changed, `ValueError` for numbers that
+        cannot be.
         """
         folder = RunFolder(Path(run_dir))
-        agent, state = load_state(folder, folder.read_settings())
+        agent, state = load_state(folder, folder.read_settings(), control)
         return cls.of(agent, state.models, plants, deadline, seed)
 
     @classmethod

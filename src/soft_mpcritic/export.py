@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -25,15 +25,22 @@ from soft_mpcritic.training import load_state
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_run(run_dir: Path, out: Path, plants: int = 1, platforms: Sequence[str] = PLATFORMS) -> dict[str, Any]:
+def export_run(
+    run_dir: Path,
+    out: Path,
+    plants: int = 1,
+    platforms: Sequence[str] = PLATFORMS,
+    control: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Writes the controller of a run folder's newest checkpoint to `out` and returns its manifest.
 
-    Raises `ConfigError` for a folder without one, and for a file in the way that is no exported controller.
+    `control` are settings to control with in the place of the run's. Raises `ConfigError` for a folder without
+    checkpoint, settings that cannot be changed, and for a file in the way that is no exported controller.
     """
     _check_replaceable(out)
     folder = RunFolder(run_dir)
     settings = folder.read_settings()
-    agent, state = load_state(folder, settings)
+    agent, state = load_state(folder, settings, control)
     parts = control_program(agent, state.models, plants)
     programs = {PROGRAM.format(platform): _lowered(parts, platform) for platform in platforms}
     files = {**programs, ARRAYS: _packed(parts.arrays)}
@@ -54,7 +61,7 @@ def export_run(run_dir: Path, out: Path, plants: int = 1, platforms: Sequence[st
         "step_seconds": step_seconds(agent.task),
         "platforms": list(platforms),
         "compiler_options": {"cpu": cpu_options()},
-        "settings": to_dict(settings.config),
+        "settings": to_dict(agent.config),
         "arrays": list(parts.arrays),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }

@@ -1,8 +1,8 @@
 """Training from Python, and what comes of it: a run that can be evaluated, drawn, deployed, and gone on with."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,7 @@ from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.presets import preset
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.seeds import prepare_seeds
+from soft_mpcritic.steering import steered
 from soft_mpcritic.trackers import check_tracker
 from soft_mpcritic.training import load_state, prepare_run
 from soft_mpcritic.training import train as train_on_host
@@ -38,15 +39,22 @@ class Run:
 
     path: Path
     settings: RunSettings
+    control: Mapping[str, Any] = field(default_factory=dict)  # settings to control with in the place of the run's
 
     @classmethod
-    def load(cls, run_dir: str | PathLike[str], parts: Parts = NOTHING_OWN) -> "Run":
+    def load(
+        cls, run_dir: str | PathLike[str], parts: Parts = NOTHING_OWN, control: Mapping[str, Any] | None = None
+    ) -> "Run":
         """The run in a folder. `parts` are needed where these were handed over and cannot be imported by name.
 
-        Raises `ConfigError` for a folder that holds no run.
+        `control` are settings of online planner, objective and `critic.control` to act with in the place of those that
+        it was trained with, {"planner.iterations": 4}. Raises `ConfigError` for a folder that holds no run, and for
+        settings that cannot be changed.
         """
         path = Path(run_dir)
-        return cls(path, replace(RunFolder(path).read_settings(), parts=parts))
+        settings = replace(RunFolder(path).read_settings(), parts=parts)
+        steered(settings.config, control or {})
+        return cls(path, settings, control or {})
 
     def evaluate(self, episodes: int = 10, seed: int = EVALUATION_SEED) -> list[Episode]:
         """Deterministic episodes: their returns and lengths. Episode i starts from environment seed `seed + i`.
@@ -84,7 +92,7 @@ class Run:
 
     @cached_property
     def _loaded(self) -> tuple[Agent, AgentState]:
-        return load_state(RunFolder(self.path), self.settings)
+        return load_state(RunFolder(self.path), self.settings, self.control)
 
 
 def train(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from soft_mpcritic.files import LOG
 from soft_mpcritic.memory import Footprint, available_memory
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings, check_resumable
+from soft_mpcritic.steering import steered
 from soft_mpcritic.types import AnyArray, Experience
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -262,14 +264,21 @@ class Run:
         return jax.tree.unflatten(self._structure, self._leaves)
 
 
-def load_state(folder: RunFolder, settings: RunSettings) -> tuple[Agent, AgentState]:
-    """The agent of a run folder as its newest checkpoint has it; raises `ConfigError` where there is none."""
+def load_state(
+    folder: RunFolder, settings: RunSettings, control: Mapping[str, Any] | None = None
+) -> tuple[Agent, AgentState]:
+    """The agent of a run folder as its newest checkpoint has it, with other settings of control where told.
+
+    Raises `ConfigError` where there is no checkpoint, and for settings that cannot be changed any more.
+    """
     agent = make_agent(settings)
+    acting = replace(agent, config=steered(agent.config, control or {}))
     if not folder.has_checkpoints:
         raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
     check_memory(agent)
+    check_memory(acting)
     state, _ = Checkpoints(folder).load(jit(agent.init)(jax.random.key(settings.seed)))
-    return agent, state
+    return acting, state
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from soft_mpcritic.controller import Controller, step_seconds
 from soft_mpcritic.envs import Vector, make_vector
 from soft_mpcritic.evaluation import EVALUATION_SEED
 from soft_mpcritic.run_folder import RunFolder
+from soft_mpcritic.steering import Changes, parse_changes
 from soft_mpcritic.training import load_state
 
 
@@ -34,22 +36,28 @@ class ControlArgs:
     """Plant i starts from environment seed `seed + i`; also of the planner's noise."""
     json: bool = False
     """Print one JSON object and nothing else."""
+    set: Changes = ()
 
     def run(self) -> None:
         """Prints what was measured."""
         _check_positive("rate", 1.0 if self.rate is None else self.rate, "try 100")
         _check_positive("seconds", self.seconds, "try 10")
         check(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed, "use a smaller whole number")
-        record = bench_control(self.run_dir, self.rate, self.seconds, self.plants, self.seed)
+        record = bench_control(self.run_dir, self.rate, self.seconds, self.plants, self.seed, parse_changes(self.set))
         print(json.dumps(record) if self.json else _in_words(record))
 
 
 def bench_control(
-    run_dir: Path, rate: float | None, seconds: float, plants: int = 1, seed: int = EVALUATION_SEED
+    run_dir: Path,
+    rate: float | None,
+    seconds: float,
+    plants: int = 1,
+    seed: int = EVALUATION_SEED,
+    control: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Plays the task at `rate` Hz, or its own, for about `seconds`; figures fit for JSON."""
     folder = RunFolder(run_dir)
-    agent, state = load_state(folder, folder.read_settings())
+    agent, state = load_state(folder, folder.read_settings(), control)
     period = step_seconds(agent.task) if rate is None else 1 / rate
     check(period is not None, "rate", f"be given for {agent.task.env_id}", None, "its simulator tells none, try 100")
     assert period is not None
@@ -65,6 +73,7 @@ def bench_control(
         "env_id": agent.task.env_id,
         "plants": plants,
         "seed": seed,
+        "control": dict(control or {}),
         "rate": 1 / period,
         "steps": latencies.count,
         "misses": controller.misses,

@@ -14,6 +14,7 @@ from soft_mpcritic.config import check
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.export import export_run
 from soft_mpcritic.run_folder import RunFolder
+from soft_mpcritic.steering import Changes, parse_changes
 from soft_mpcritic.training import load_state
 from soft_mpcritic.video import record_episode
 
@@ -31,6 +32,7 @@ class EvaluateArgs:
     """Also film the first episode into this file (.mp4 or .gif)."""
     json: bool = False
     """Print one JSON object and nothing else."""
+    set: Changes = ()
 
     def run(self) -> None:
         """Prints the returns; with `video`, also films the first episode."""
@@ -40,9 +42,9 @@ class EvaluateArgs:
             fits = self.video.suffix in (".mp4", ".gif")
             check(fits, "video", "end in .mp4 or .gif", self.video, "rename it")
             check_parent("video", self.video)
-        folder = RunFolder(self.run_dir)
+        folder, control = RunFolder(self.run_dir), parse_changes(self.set)
         settings = folder.read_settings()
-        agent, state = load_state(folder, settings)
+        agent, state = load_state(folder, settings, control)
         filmed = self.video is None or agent.task.has_gymnasium
         check(filmed, "video", "be of a Gymnasium task", settings.env_id, "leave it out")
         with jax.default_matmul_precision(settings.config.training.matmul_precision):
@@ -55,6 +57,7 @@ class EvaluateArgs:
         record = {
             "run_dir": str(self.run_dir),
             "env_id": settings.env_id,
+            "control": control,
             "seed": self.seed,
             "episodes": self.episodes,
             "return_mean": float(np.mean(returns)),
@@ -78,11 +81,12 @@ class ExportArgs:
     """What to write; a controller exported earlier is replaced."""
     plants: int = 1
     """How many plants the exported controller drives at once."""
+    set: Changes = ()
 
     def run(self) -> None:
         """Writes the file and says where it is."""
         check_parent("file", self.file)
-        manifest = export_run(self.run_dir, self.file, self.plants)
+        manifest = export_run(self.run_dir, self.file, self.plants, control=parse_changes(self.set))
         print(f"{self.file}: {manifest['env_id']} for {', '.join(manifest['platforms'])}")
 
 

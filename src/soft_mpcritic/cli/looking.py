@@ -18,6 +18,7 @@ from soft_mpcritic.inspection import in_words as inspection_in_words
 from soft_mpcritic.plotting import BandKind, XAxis, plot_groups
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.seeds import seed_folders
+from soft_mpcritic.steering import Changes, parse_changes
 from soft_mpcritic.viewer.loop import view_run
 
 
@@ -132,8 +133,9 @@ class ViewArgs:
     """Who may look: this machine alone, or with 0.0.0.0 everybody who reaches it."""
     seed: int = EVALUATION_SEED
     """Of the environment and of the planner's noise."""
+    set: Changes = ()
 
     def run(self) -> None:
         """Serves the page until Ctrl-C."""
         check_seed(self.seed)
-        view_run(self.run_dir, self.host, self.port, self.seed)
+        view_run(self.run_dir, self.host, self.port, self.seed, control=parse_changes(self.set))

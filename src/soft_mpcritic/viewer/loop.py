@@ -6,7 +6,7 @@ import io
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,13 +95,20 @@ class Loop:
                 self._panel.write(self.frame_rate, clock.speed)
 
 
-def view_run(run_dir: Path, host: str, port: int, seed: int, say: Callable[[str], None] = print) -> None:
+def view_run(
+    run_dir: Path,
+    host: str,
+    port: int,
+    seed: int,
+    say: Callable[[str], None] = print,
+    control: Mapping[str, Any] | None = None,
+) -> None:
     """Shows a run's controller at work until it is interrupted. Raises `ConfigError` for what the user can mend."""
     folder = RunFolder(run_dir)
     settings = folder.read_settings()
     check_viewer()
     check_port(host, port)
-    agent, state = load_state(folder, settings)
+    agent, state = load_state(folder, settings, control)
     check(agent.task.has_gymnasium, "run_dir", "hold a Gymnasium task", settings.env_id, "view another run")
     session = Session(agent, state.models, seed, **render_options(agent.task))
     try:
