@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	@echo "video:          $(DEMO)/video.mp4"
 
 test: lint
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/dev-installed
 	$(BIN)/pytest -m slow

@@ -1,5 +1,6 @@
 """Strict numerics for every test: shapes checked at run time, no silent promotion of ranks or dtypes."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -18,15 +19,17 @@ from soft_mpcritic import compilation  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Tests compile much and compute little: optimisation would take twice as long as it saves.
+# Tests compile much and compute little: optimisation would take twice as long as it saves. Of XLA's two ways to make
+# kernels, the older one, in one module, takes a third of the time; an XLA that has lost it will say so at once.
 jax.config.update("jax_disable_most_optimizations", True)
+QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}"
 
 # Many tests compile the same step: the second one finds it here.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-
-FORGET: list[Callable[[], None]] = []
+FORGET: list[Callable[[], None]] = []  # clears what `compiled_once` keeps
 
 
 def compiled_once(compiler: Callable[..., Any]) -> Callable[..., Any]:

@@ -120,7 +120,7 @@ def test_the_loop_is_the_agents_functions_one_after_another():
     np.testing.assert_allclose(state.action, action, atol=1e-4)
     np.testing.assert_allclose(state.agent.replay.records, one.replay.records, atol=1e-4)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        lambda a, b: np.testing.assert_allclose(a, b, atol=5e-4),
         (state.agent.models, state.agent.replay.plans),
         (one.models, one.replay.plans),
     )

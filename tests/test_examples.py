@@ -44,10 +44,10 @@ def test_an_example_runs_and_draws(name, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-LONG = (pytest.param(guide, marks=pytest.mark.slow) for guide in ("own_environment", "own_model"))
+LONG = (pytest.param(guide, marks=pytest.mark.slow) for guide in ("own_environment", "own_model", "extending"))
 
 
-@pytest.mark.parametrize("guide", ["index", "extending", *LONG])
+@pytest.mark.parametrize("guide", ["index", *LONG])
 def test_the_code_of_a_guide_runs(guide, tmp_path, monkeypatch):
     """Blocks of one guide run one after another in one namespace; training is cut short."""
     monkeypatch.chdir(tmp_path)
