@@ -108,12 +108,12 @@ def test_fitted_value_iteration_finds_the_soft_lqr(horizon):
             "dynamics.batch_size": 64,
         },
     )
-    state = learn(system, config, jax.random.key(0), 1500, 4)
+    state = learn(system, config, jax.random.key(0), 600, 4)
     exact = soft_riccati(A, B, COST, EFFORT, VARIANCE * np.eye(1), TEMPERATURE, DISCOUNT)
     learned = value_matrix(system, config, state)
     error = np.linalg.norm(learned - exact) / np.linalg.norm(exact)
     print(f"horizon {horizon}: relative error of P {error:.4f}")
-    assert error < 0.05
+    assert error < 0.03
 
 
 def value_matrix(system: System, config: Config, state: AgentState) -> np.ndarray:
