@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from soft_mpcritic.comparison import TIDY_COLUMNS, EvaluatedRun, Group, group_runs, markdown_table, write_tidy
 from soft_mpcritic.config import ConfigError, override
@@ -163,3 +164,18 @@ def test_groups_and_single_runs_of_two_environments_are_drawn(make, tmp_path: Pa
     expected.append({"steps": "environment steps", "minutes": "wall time, minutes"}[x])
     expected.append({"iqm": "interquartile mean over runs", "quantiles": "median over runs"}[band])
     assert [part for part in expected if part not in text] == []
+
+
+MANY = {"planner__num_samples": 7, "target_planner__num_samples": 3, "critic__batch_size": 5}
+
+
+@pytest.mark.parametrize(("changes", "within"), [({"planner__horizon": 2}, True), (MANY, False)])
+def test_a_legend_of_long_labels_stands_above_the_panels(make, tmp_path, monkeypatch, changes, within):
+    figures: list[Figure] = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, file, **_: (figures.append(figure), file.write_bytes(b"seen"))
+    )
+    plot_groups(group_runs([make("a"), make("b", **changes)]), tmp_path / "curves.png")
+    (figure,) = figures
+    assert (figure.axes[0].get_legend() is not None) == within
+    assert bool(figure.legends) != within

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -23,6 +24,7 @@ BANDS = {
 }
 X_LABELS = {"steps": "environment steps", "minutes": "wall time, minutes"}
 MOST_MARKERS = 30
+LONG_LABEL, FULL_LINE = 40, 100  # letters; long labels stand above the panels, as they would hide the curves
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")  # told apart by all eyes
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
@@ -68,6 +70,7 @@ def plot_groups(
                 if group.env_id == env_id:
                     _draw(axes, group, x, band, colours[group.label])
             _finish(axes, env_id, X_LABELS[x], threshold)
+        _explain(figure)
         figure.supxlabel(_caption(groups, band), fontsize="small", color="0.4")
         with delivered(out) as file:
             figure.savefig(file, dpi=150)
@@ -99,7 +102,19 @@ def _finish(axes: Axes, env_id: str, x_label: str, threshold: float | None) -> N
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axes.grid()
-    axes.legend(loc="best")
+
+
+def _explain(figure: Figure) -> None:
+    """Which line is what: within the panels, or above all of them where labels are long."""
+    named = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if max(map(len, named)) <= LONG_LABEL:
+        for axes in figure.axes:
+            axes.legend(loc="best")
+        return
+    labels = [fill(label, FULL_LINE) for label in named]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.2 * lines)
+    figure.legend(named.values(), labels, loc="outside upper left")
 
 
 def _caption(groups: Sequence[Group], band: BandKind) -> str:
