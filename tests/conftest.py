@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("soft_mpcritic", "beartype.beartype")
 
-from soft_mpcritic import compilation  # noqa: E402
+from soft_mpcritic import compilation  # noqa: E402  (the hook sees what is imported after it)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

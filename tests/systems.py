@@ -1,7 +1,9 @@
 """Systems whose soft values are known on paper, as functions on the device, and tiny configurations to learn them."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,12 @@ import numpy as np
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
+from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, override
-from soft_mpcritic.envs import Task
+from soft_mpcritic.envs import Task, make_task
 from soft_mpcritic.envs.tasks import TaskSpec
+from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.types import Experience
 
 SMALL = {
@@ -98,3 +103,16 @@ def soft_riccati(a, b, c, r, sigma, temperature, discount, iterations=10_000):
         gain = r + 0.5 * temperature * np.linalg.inv(sigma) + discount * b.T @ p @ b
         p = c + discount * a.T @ p @ a - discount**2 * a.T @ p @ b @ np.linalg.solve(gain, b.T @ p @ a)
     return p
+
+
+def untrained_run(path: Path, env_id: str, slow_critic: float = 1.0) -> Path:
+    """A run folder of no steps, with a checkpoint; the slow critic is the newest one's weights times a factor."""
+    folder = RunFolder(path)
+    settings = RunSettings(env_id, "default", 0, 1, small_config())
+    folder.create(settings)
+    state = jit(Agent(make_task(env_id), settings.config).init)(jax.random.key(0))
+    slow = jax.tree.map(lambda leaf: slow_critic * leaf, state.models.target_critic)
+    models = dataclasses.replace(state.models, target_critic=slow)
+    one_row = dataclasses.replace(state.replay, size=jnp.ones_like(state.replay.size))
+    Checkpoints(folder, 1).save(1, dataclasses.replace(state, models=models, replay=one_row), {})
+    return folder.path

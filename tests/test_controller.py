@@ -17,16 +17,15 @@ import pytest
 
 from soft_mpcritic import ConfigError, Controller, ExportedController, cli, exported
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.controller import control_program
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.exported import read_artefact
 from soft_mpcritic.planner import Planner
 from soft_mpcritic.planning import shift
-from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
-from tests.systems import small_config
+from tests.systems import small_config, untrained_run
 
 ENV_ID = "Hopper-v5"
 OBSERVATIONS = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
@@ -37,14 +36,7 @@ FORBIDDEN = ("gymnasium", "optax", "orbax", "tyro", "equinox", "jaxtyping", "muj
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of no steps: what it does is no good, but it is determined."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    settings = RunSettings(ENV_ID, "default", 0, 1, small_config())
-    folder.create(settings)
-    state = jit(Agent(make_task(ENV_ID), settings.config).init)(jax.random.key(0))
-    checkpoints = Checkpoints(folder, 1)
-    one_row = dataclasses.replace(state.replay, size=jnp.ones_like(state.replay.size))
-    checkpoints.save(1, dataclasses.replace(state, replay=one_row), {})
-    return folder.path
+    return untrained_run(tmp_path_factory.mktemp("runs") / "run", ENV_ID)
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,22 @@
 """Other settings of control for a trained run, and refusals of those that were learned."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from soft_mpcritic import Run
 from soft_mpcritic.agent import Agent
-from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.cli import main
-from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import ConfigError, override
 from soft_mpcritic.controller import Controller
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.exported import ExportedController
-from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.steering import parse_changes, steered
-from tests.systems import small_config
+from tests.systems import small_config, untrained_run
 
 ENV_ID = "InvertedDoublePendulum-v5"
 OBS = np.linspace(-0.1, 0.1, 9)
@@ -32,15 +27,7 @@ TOLD = [word for name, value in OTHERS.items() for word in ("--set", f"{name}={v
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of no steps whose two critics differ."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    settings = RunSettings(ENV_ID, "default", 0, 1, small_config())
-    folder.create(settings)
-    state = jit(Agent(make_task(ENV_ID), settings.config).init)(jax.random.key(0))
-    slow = jax.tree.map(lambda leaf: 1.5 * leaf, state.models.target_critic)
-    models = dataclasses.replace(state.models, target_critic=slow)
-    one_row = dataclasses.replace(state.replay, size=jnp.ones_like(state.replay.size))
-    Checkpoints(folder, 1).save(1, dataclasses.replace(state, models=models, replay=one_row), {})
-    return folder.path
+    return untrained_run(tmp_path_factory.mktemp("runs") / "run", ENV_ID, slow_critic=1.5)
 
 
 def test_what_control_is_free_to_be_is_changed_and_nothing_else():
@@ -97,3 +84,11 @@ def test_evaluation_controller_and_export_all_act_by_it(run_dir, tmp_path, capsy
 def test_a_run_is_not_loaded_with_what_cannot_be(run_dir):
     with pytest.raises(ConfigError, match=r"critic\.width"):
         Run.load(run_dir, control={"critic.width": 8})
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export"], ["view"], ["bench", "control"]], ids=" ".join)
+def test_every_command_that_controls_listens(run_dir, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setattr("soft_mpcritic.viewer.loop.check_viewer", lambda: None)
+    file = [str(tmp_path / "file.zip")] if command == ["export"] else []
+    assert main([*command, str(run_dir), *file, "--set", "critic.width=8"]) == 2
+    assert "critic.width" in capsys.readouterr().err
