@@ -41,16 +41,14 @@ def _locomotion() -> Config:
     only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most. They
     move their plans by quarter steps, so that visits with few samples add up. Control asks the slow critic, as a sharp
     search finds what the newest one's last updates got wrong. Half of the training steps act as the targets suppose, so
-    that the data hold what they imagine; where only plans go, the models' own steps teach the critic. Four updates with
-    batches of 64 for every step cost what one with 256 does, and carry values four times as far.
+    that the data hold what they imagine; where only plans go, the models' own steps teach the critic.
     """
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False, step_size=0.25),
-        dynamics=DynamicsConfig(batch_size=64),
-        critic=CriticConfig(batch_size=64, target_step=0.005, imagined=0.1, control="slow"),
-        training=TrainingConfig(seed_steps=1000, updates_per_step=4, target_steps=0.5),
+        critic=CriticConfig(batch_size=256, target_step=0.005, imagined=0.1, control="slow"),
+        training=TrainingConfig(seed_steps=1000, target_steps=0.5),
     )
 
 
