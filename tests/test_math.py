@@ -6,7 +6,7 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import norm
 
-from soft_mpcritic.math import effective_sample_size, hl_gauss, log_mean_exp, polyak
+from soft_mpcritic.math import effective_sample_size, hl_gauss, log_mean_exp, normal_points, polyak
 
 EDGES = np.linspace(-2, 2, 21)
 
@@ -69,3 +69,20 @@ def test_hl_gauss_moves_outsiders_to_the_nearest_end():
     ends = hl_gauss(jnp.array([-2.0, 2.0]), jnp.asarray(EDGES, jnp.float32), 0.15)
     np.testing.assert_array_equal(outside, ends)
     np.testing.assert_allclose(jnp.sum(outside, axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 3), (16, 1), (16, 12)])
+def test_normal_points_have_the_normals_quantiles_in_every_component_and_half_spaces_their_probability(count, size):
+    points = normal_points(count, size)
+    quantiles = norm.ppf((np.arange(count) + 0.5) / count)
+    np.testing.assert_allclose(np.sort(points, axis=0), np.tile(quantiles[:, None], size), atol=1e-6)
+    bounds = np.linspace(-3, 3, 61)
+    below = np.mean(points[None] < bounds[:, None, None], axis=1)
+    assert np.abs(below - norm.cdf(bounds)[:, None]).max() <= 0.5 / count + 1e-6
+
+
+def test_normal_points_are_the_same_each_time_and_their_components_in_different_orders():
+    points = normal_points(16, 4)
+    normal_points.cache_clear()
+    np.testing.assert_array_equal(points, normal_points(16, 4))
+    assert np.abs(np.corrcoef(points.T) - np.eye(4)).max() < 0.9

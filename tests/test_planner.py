@@ -1,9 +1,12 @@
 """What the settings of the two solves change, and what they leave alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs.tasks import TaskSpec
@@ -118,3 +121,27 @@ def test_an_imagined_step_is_one_that_the_models_make_of_the_plan_and_all_depths
         np.testing.assert_allclose(step.terminated, 0.5)
         np.testing.assert_allclose(alive, 0.5**depth)
     assert depths == set(range(min(1, horizon), horizon + 1))
+
+
+def test_with_caution_a_known_termination_counts_by_its_probability_under_errors_of_the_models():
+    """An edge at 0.5: probability Phi((s - 0.5) / (caution d)) with d the deviation of a change, to within 1 / 32."""
+
+    def beyond(obs, action, next_obs):
+        return (next_obs[:, 0] > 0.5).astype(obs.dtype)
+
+    def ends(caution: float) -> np.ndarray:
+        system = System(lambda s, a: s, TaskSpec(going_up_and_left, beyond), obs_size=2)
+        planner = Planner(system.task, small_config(objective__caution=caution))
+        models = planner.init_models(jax.random.key(1))
+        changes = jnp.array([[deviation, 0.3], [-deviation, -0.3]])
+        models = dataclasses.replace(models, change_scale=models.change_scale.update(changes))
+        return np.asarray(planner.judge(models, next_obs, jnp.zeros((len(next_obs), 1)), next_obs)[1])
+
+    deviation = 0.2
+    next_obs = jnp.stack([jnp.linspace(0.3, 0.7, 50), jnp.linspace(-1, 1, 50)], axis=1)
+    sure = np.asarray(next_obs[:, 0] > 0.5)
+    np.testing.assert_array_equal(ends(0.0), sure)
+    np.testing.assert_array_equal(ends(1e-6), sure)
+    expected = norm.cdf((np.asarray(next_obs[:, 0]) - 0.5) / (0.3 * deviation))
+    assert np.abs(ends(0.3) - expected).max() <= 1 / 32 + 1e-5
+    assert np.all(np.diff(ends(0.3)) >= 0)

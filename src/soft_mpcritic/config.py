@@ -14,6 +14,7 @@ LARGEST = {  # of single settings; beyond, a machine computes for hours or numbe
     "variance": 1e3,
     "temperature": 1e6,
     "risk_parameter": 1e6,
+    "caution": 1e3,
     "horizon": 1000,
     "num_samples": 10**6,
     "iterations": 100,
@@ -53,6 +54,7 @@ class ObjectiveConfig:
     risk: Literal["mean", "entropic", "cvar", "worst"] = "mean"  # joins the members' returns where all are asked
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
+    caution: float = 0.0  # for which errors of the models are known terminations feared? in deviations of a change
     terminal_value: bool = True  # does Q stand for everything after the horizon?
     goal: Literal["known", "learned"] = "known"  # reward and termination: known where the task tells, or all learned
 
@@ -62,6 +64,7 @@ class ObjectiveConfig:
         check(_positive(self.temperature), "temperature", "be > 0", self.temperature, "try 0.1")
         check(self.temperature >= 1e-6, "temperature", "be >= 1e-6", self.temperature, "float32 resolves no less")
         check(0 <= self.discount <= 1, "discount", "lie in [0, 1]", self.discount, "try 0.99")
+        check(math.isfinite(self.caution) and self.caution >= 0, "caution", "be >= 0", self.caution, "try 0.1")
         check(_positive(self.risk_parameter), "risk_parameter", "be > 0", self.risk_parameter, "try 0.5")
         alpha_fits = self.risk != "cvar" or self.risk_parameter <= 1
         check(alpha_fits, "risk_parameter", "be <= 1 for cvar", self.risk_parameter, "1 is the mean")

@@ -1,8 +1,13 @@
 """The few formulas that several layers share."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
+from scipy.special import ndtri
+from scipy.stats import qmc
 
 
 def log_mean_exp(x: Float[Array, "K *rest"]) -> Float[Array, "*rest"]:
@@ -35,3 +40,13 @@ def hl_gauss(values: Float[Array, " R"], edges: Float[Array, " J"], spread: floa
     centred = (edges[None, :] - jnp.clip(values, edges[0], edges[-1])[:, None]) / (spread * jnp.sqrt(2.0))
     cdf = jax.scipy.special.erf(centred)
     return (cdf[:, 1:] - cdf[:, :-1]) / (cdf[:, -1:] - cdf[:, :1])
+
+
+@cache
+def normal_points(count: int, size: int) -> Float[np.ndarray, "M S"]:
+    """M points that stand for N(0, I): every component takes the mid-quantiles (m + 1/2) / M once.
+
+    A centred Latin hypercube (McKay, Beckman & Conover, 1979), always the same one: what is averaged over it is a
+    function like any other, and half-spaces across an axis have their probability to within 1 / (2 M).
+    """
+    return ndtri(qmc.LatinHypercube(size, scramble=False, rng=0).random(count)).astype(np.float32)

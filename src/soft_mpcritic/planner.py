@@ -14,6 +14,7 @@ from soft_mpcritic.critic import SoftQ
 from soft_mpcritic.dynamics import CHANGE_FLOOR, OBS_FLOOR, EnsembleDynamics, Normalizer
 from soft_mpcritic.envs import Task
 from soft_mpcritic.goal import LearnedGoal
+from soft_mpcritic.math import normal_points
 from soft_mpcritic.networks import MLP
 from soft_mpcritic.parts import NOTHING_OWN, Parts
 from soft_mpcritic.planning import (
@@ -31,6 +32,8 @@ from soft_mpcritic.planning import (
     worst_return,
 )
 from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome, Transition
+
+FEARED = 16  # errors over which a cautious termination is averaged
 
 
 class Models(eqx.Module):
@@ -201,13 +204,26 @@ class Planner:
         """Reward and probability of termination of a step, as the task knows them or as they were learned."""
         known, env_action = self.task.spec, self.to_env(action)
         if models.goal is None:
-            return known.reward(obs, env_action, next_obs), known.termination(obs, env_action, next_obs)
+            return known.reward(obs, env_action, next_obs), self._known_end(models, obs, env_action, next_obs)
         reward, termination = models.goal(self.features(models, obs), action, self.features(models, next_obs))
         if "reward" not in self._learned_goal:
             reward = known.reward(obs, env_action, next_obs)
         if "termination" not in self._learned_goal:
-            termination = known.termination(obs, env_action, next_obs)
+            termination = self._known_end(models, obs, env_action, next_obs)
         return reward, termination
+
+    def _known_end(
+        self, models: Models, obs: Float[Array, "R S"], env_action: Float[Array, "R A"], next_obs: Float[Array, "R S"]
+    ) -> Float[Array, " R"]:
+        """The task's own termination; with caution, its mean over states to which the models' errors could lead.
+
+        A plan otherwise goes right up to where the episode ends, and an error of a thousandth decides.
+        """
+        ends, caution = self.task.spec.termination, self.config.objective.caution
+        if caution == 0:
+            return ends(obs, env_action, next_obs)
+        errors = caution * models.change_scale.deviation[None] * normal_points(FEARED, self.task.obs_size)
+        return jnp.mean(jax.vmap(lambda error: ends(obs, env_action, next_obs + error[None]))(errors), axis=0)
 
     def expected(self, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, "R S"]:
         """Where a step leads as far as is known without learning; nothing known means: nowhere else.

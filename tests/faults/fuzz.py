@@ -48,6 +48,7 @@ WITHIN: dict[str, st.SearchStrategy[Any]] = {  # what a tiny run can afford; the
     "objective.variance": st.floats(1e-6, 1e3),
     "objective.temperature": st.floats(1e-6, 1e6),
     "objective.discount": st.floats(0, 1),
+    "objective.caution": st.floats(0, 1e3),
     "objective.risk_parameter": st.floats(1e-3, 1e3),
     "planner.horizon": st.integers(0, 12),
     "target_planner.horizon": st.integers(0, 12),
