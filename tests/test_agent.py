@@ -288,6 +288,26 @@ def test_the_target_planner_acts_on_its_share_of_steps(share):
     assert abs(by_targets - share) <= 4 * np.sqrt(share * (1 - share) / envs) + both_at_the_edge
 
 
+def test_every_other_stretch_acts_as_deterministic_control_does():
+    """Two environments, 3 steps a stretch: 3 as control acts, by its critic, then 3 as training does."""
+    agent, state = make(
+        training__num_envs=2, training__target_steps=1.0, training__control_stretch=3, critic__control="slow"
+    )
+    models = dataclasses.replace(state.models, critic=jax.tree.map(lambda leaf: -3 * leaf, state.models.critic))
+    state, _ = jit(agent.begin)(dataclasses.replace(state, models=models), jnp.array([[0.3], [-0.6]]))
+    act, observe, control = jit(agent.act, static_argnums=1), jit(agent.observe), jit(agent.planner.control)
+
+    as_control = []
+    for _ in range(13):
+        before = state
+        state, _ = act(before, "sample")
+        plan_key = jax.random.split(before.key)[1]
+        decided = control(before.models, plan_key, before.pending.obs, before.pending.plan)
+        as_control.append(bool(jnp.allclose(state.pending.action, decided.action, atol=1e-6)))
+        state = observe(state, experience(0.0, 2, (False, False)))
+    assert as_control == [True] * 3 + [False] * 3 + [True] * 3 + [False] * 3 + [True]
+
+
 def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
     agent, state = make(target_planner__horizon=2)
     obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)

@@ -76,6 +76,7 @@ REFUSED = [
     (TrainingConfig, "updates_per_step", 0),
     (TrainingConfig, "pretrain_updates", -1),
     (TrainingConfig, "target_steps", -0.1),
+    (TrainingConfig, "control_stretch", -1),
     (TrainingConfig, "target_steps", 1.5),
     (TrainingConfig, "capacity", 0),
     (TrainingConfig, "num_envs", 0),

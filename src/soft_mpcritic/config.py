@@ -54,7 +54,7 @@ class ObjectiveConfig:
     risk: Literal["mean", "entropic", "cvar", "worst"] = "mean"  # joins the members' returns where all are asked
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
-    caution: float = 0.0  # for which errors of the models are known terminations feared? in deviations of a change
+    caution: float = 0.0  # known ends are feared under errors of so many deviations of a change
     terminal_value: bool = True  # does Q stand for everything after the horizon?
     goal: Literal["known", "learned"] = "known"  # reward and termination: known where the task tells, or all learned
 
@@ -163,6 +163,7 @@ class TrainingConfig:
     vectorization: Literal["sync", "async"] = "sync"
     explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
+    control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
     log_every: int = 500
     evaluate_every: int = 2_500
@@ -183,6 +184,7 @@ class TrainingConfig:
         holds = math.isfinite(self.seed_hold) and self.seed_hold >= 1
         check(holds, "seed_hold", "be >= 1 steps", self.seed_hold, "1 draws anew at every step")
         check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")
+        check(self.control_stretch >= 0, "control_stretch", "be >= 0 steps", self.control_stretch, "0 means never")
         check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")
         for name in ("updates_per_step", "capacity", "num_envs", "log_every", "evaluate_every", "evaluation_episodes"):
             check(getattr(self, name) >= 1, name, "be >= 1", getattr(self, name), "use a positive whole number")

@@ -40,15 +40,17 @@ def _locomotion() -> Config:
     The online search asks all members, as it would find the errors of any single one. Targets draw fresh, wide samples
     only: the best plan that was ever kept, or the best of narrow ones, is the one that the critic overrates most. They
     move their plans by quarter steps, so that visits with few samples add up. Control asks the slow critic, as a sharp
-    search finds what the newest one's last updates got wrong. Half of the training steps act as the targets suppose, so
-    that the data hold what they imagine; where only plans go, the models' own steps teach the critic.
+    search finds what the newest one's last updates got wrong. Every other stretch of training acts as control does, so
+    that it is learned where control leads; in the others, half of the steps act as targets suppose, so that the data
+    hold what they imagine. Where only plans go, the models' own steps teach the critic. Ends are feared a little before
+    they are reached, as a fast gait leans right up to them.
     """
     return Config(
-        objective=ObjectiveConfig(prior="uniform", temperature=0.05),
+        objective=ObjectiveConfig(prior="uniform", temperature=0.05, caution=0.1),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False, step_size=0.25),
         critic=CriticConfig(batch_size=256, target_step=0.005, imagined=0.1, control="slow"),
-        training=TrainingConfig(seed_steps=1000, target_steps=0.5),
+        training=TrainingConfig(seed_steps=1000, target_steps=0.5, control_stretch=500),
     )
 
 
