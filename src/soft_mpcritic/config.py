@@ -196,6 +196,9 @@ class TrainingConfig:
         check(waits, "step_timeout", "be >= 0 seconds", self.step_timeout, "0 waits for ever")
         fits = self.capacity >= self.num_envs
         check(fits, "capacity", f"be >= num_envs = {self.num_envs}", self.capacity, "raise it")
+        both = 2 * self.control_stretch * self.num_envs  # a stretch of control and one of the other kind
+        holds_both = self.capacity >= both
+        check(holds_both, "capacity", f"be >= 2 control_stretch num_envs = {both}", self.capacity, "raise it")
 
 
 @dataclass(frozen=True)
