@@ -450,6 +450,15 @@ def test_what_does_not_fit_is_refused_with_what_would():
         tight.check(1, 1000, "memory")
 
 
+def test_stretches_of_control_take_no_memory_even_where_the_replay_just_holds_them():
+    task, env = make_task(ENV_ID, "device"), make_device_env(ENV_ID)
+    just, without = (
+        Footprint(task, small_config(training__capacity=200, training__control_stretch=stretch), env)
+        for stretch in (100, 0)
+    )
+    assert just.bytes(1, 1) == without.bytes(1, 1)
+
+
 @pytest.mark.parametrize("most", [0, 1, 5, 99])
 def test_the_largest_that_fits_is_found(most: int):
     assert largest(lambda count: count <= most, 100) == most

@@ -6,7 +6,7 @@ settings; `AgentState` is the pytree of all that changes.
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import jax
@@ -18,7 +18,7 @@ from soft_mpcritic.config import Config
 from soft_mpcritic.envs import Task
 from soft_mpcritic.learner import Learner
 from soft_mpcritic.parts import NOTHING_OWN, Parts
-from soft_mpcritic.planner import Models, Planner
+from soft_mpcritic.planner import Planner
 from soft_mpcritic.planning import fit_horizon, shift
 from soft_mpcritic.replay import Replay
 from soft_mpcritic.types import Experience, PlanResult, Transition
@@ -159,14 +159,15 @@ class Agent:
         tried in the world. In every other stretch of `training.control_stretch` steps the agent does nothing but what
         deterministic control does, with the critic that control asks: where that leads is learned, too.
         """
-        training, as_control = self.config.training, self._acts_as_control(state)
-        models = self._asked(state.models, as_control)
+        training, models, as_control = self.config.training, state.models, self._acts_as_control(state)
+        critic = jax.tree.map(partial(jnp.where, as_control), self.planner.control_critic(models), models.critic)
+        asked = dataclasses.replace(models, critic=critic)
         key, plan_key = jax.random.split(state.key)
-        result = self.planner.plan(models, plan_key, state.pending.obs, state.pending.plan)
+        result = self.planner.plan(asked, plan_key, state.pending.obs, state.pending.plan)
         action = jnp.where(as_control, _first_action(result, "mean"), _first_action(result, explore))
         if training.target_steps > 0:
             tried_key, choice_key = jax.random.split(jax.random.fold_in(plan_key, 2))  # 0 and 1: the plan's own
-            tried = self.planner.plan_as_targets(state.models, tried_key, state.pending.obs, result.plan)
+            tried = self.planner.plan_as_targets(models, tried_key, state.pending.obs, result.plan)
             chosen = jax.random.bernoulli(choice_key, training.target_steps, (action.shape[0], 1))
             action = jnp.where(chosen & ~as_control, _first_action(tried, explore), action)
         pending = dataclasses.replace(state.pending, action=action, plan=result.plan)
@@ -179,14 +180,6 @@ class Agent:
             return jnp.array(False)
         stretch = state.replay.position // (training.control_stretch * training.num_envs)
         return stretch % 2 == 0
-
-    def _asked(self, models: Models, as_control: Bool[Array, ""]) -> Models:
-        """The models with the critic that acting asks: the newest, or control's."""
-        if self.config.training.control_stretch == 0:
-            return models
-        control = self.planner.control_critic(models)
-        critic = jax.tree.map(lambda its, newest: jnp.where(as_control, its, newest), control, models.critic)
-        return dataclasses.replace(models, critic=critic)
 
     def act_randomly(self, state: AgentState, hold: float = 1.0) -> AgentState:
         """Chooses the pending actions uniformly in the box, each anew with probability 1 / `hold`, or as before.
