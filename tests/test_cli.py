@@ -184,8 +184,8 @@ def test_a_task_without_device_version_is_refused_with_those_that_have_one(refus
 def test_mujoco_on_the_device_without_its_package_is_refused(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco.mjx", None)
     monkeypatch.delattr("mujoco.mjx", raising=False)
-    text = refused("train", PENDULUM, "--backend", "device")
-    assert "need MJX" in text and "pip install 'soft-mpcritic[device]'" in text
+    text = refused("train", PENDULUM, "--backend", "device", "--training.simulator", "mjx")
+    assert "needs MJX" in text and "pip install 'soft-mpcritic[device]'" in text
 
 
 @pytest.mark.parametrize("command", ["evaluate", "diagnose"])

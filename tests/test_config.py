@@ -83,6 +83,7 @@ REFUSED = [
     (TrainingConfig, "vectorization", "threads"),
     (TrainingConfig, "backend", "gpu"),
     (TrainingConfig, "matmul_precision", "low"),
+    (TrainingConfig, "simulator", "webots"),
     (TrainingConfig, "explore", "greedy"),
     (TrainingConfig, "log_every", 0),
     (TrainingConfig, "evaluate_every", 0),

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from soft_mpcritic.compilation import jit
+from soft_mpcritic.config import ConfigError
 from soft_mpcritic.envs import DEVICE_TASKS, TASKS, DeviceVector, make_device_env, make_task, make_vector
-from soft_mpcritic.envs.device.mjx import MjxEnv
+from soft_mpcritic.envs.device.mjx import MJX_TASKS, MjxEnv
 from soft_mpcritic.envs.device.pendulums import TRACK, CartPoleState, CartPoleSwingUp, Pendulum, PendulumState
 from soft_mpcritic.envs.device.vector import Outcome
 
@@ -19,7 +20,8 @@ from soft_mpcritic.envs.device.vector import Outcome
 # little, raise that in the joint speeds. Rewards: and the known reward's own error (test_tasks).
 OBS_TOLERANCE = {"InvertedDoublePendulum-v5": 5e-3, "Hopper-v5": 1e-4, "HalfCheetah-v5": 5e-3}
 REWARD_TOLERANCE = {"InvertedDoublePendulum-v5": 2e-5, "Hopper-v5": 1e-4}
-MJX = [env_id for env_id in DEVICE_TASKS if env_id in TASKS and env_id != "Pendulum-v1"]
+MJX = list(MJX_TASKS)
+MUJOCO = [env_id for env_id in TASKS if env_id != "Pendulum-v1"]
 QUICK = "InvertedDoublePendulum-v5"
 
 
@@ -58,7 +60,7 @@ def simulate(env_id: str, count: int) -> Steps:
     "env_id", [env_id if env_id == QUICK else pytest.param(env_id, marks=pytest.mark.slow) for env_id in MJX]
 )
 def test_a_mujoco_step_is_gymnasiums(env_id, optimized):
-    env = make_device_env(env_id)
+    env = make_device_env(env_id, "mjx")
     assert isinstance(env, MjxEnv)
     steps = simulate(env_id, 2000 if env_id == QUICK else 1000)
     step = jax.jit(jax.vmap(lambda position, speed, action: env.step(env.state_at(position, speed), action)))
@@ -72,10 +74,53 @@ def test_a_mujoco_step_is_gymnasiums(env_id, optimized):
     np.testing.assert_allclose(outcome.reward, steps.reward, rtol=0, atol=REWARD_TOLERANCE.get(env_id, 1e-3))
 
 
+@pytest.mark.parametrize("env_id", MUJOCO)
+def test_an_episode_by_the_simulator_is_gymnasiums_to_the_bit(env_id):
+    """Two episodes, stepped together in one compiled call and so in turns by one simulator."""
+    env, keys = make_device_env(env_id), jax.random.split(jax.random.key(0))
+    theirs: Any = [make_task(env_id).make_env() for _ in keys]
+    states, obs = jax.jit(jax.vmap(env.reset))(keys)
+    step, rng, running = jax.jit(jax.vmap(env.step)), np.random.default_rng(0), [True, True]
+    for index, (gymnasium_env, key) in enumerate(zip(theirs, keys, strict=True)):
+        first, _ = gymnasium_env.reset(seed=int(jax.random.bits(key)))
+        np.testing.assert_array_equal(obs[index], first.astype(np.float32))
+    for _ in range(min(env.max_steps, 200)):
+        actions = [e.action_space.sample() for e in theirs] if rng.integers(2) else [theirs[0].action_space.high] * 2
+        outcome = step(states, np.stack(actions).astype(np.float32))
+        states = outcome.state
+        for index in np.flatnonzero(running):
+            next_obs, reward, terminated, truncated, _ = theirs[index].step(np.float32(actions[index]))
+            np.testing.assert_array_equal(outcome.obs[index], next_obs.astype(np.float32))
+            assert outcome.reward[index] == np.float32(reward) and bool(outcome.terminated[index]) == terminated
+            running[index] = not (terminated or truncated)
+    assert env.max_steps == theirs[0].spec.max_episode_steps
+    assert env.step_bytes > 100
+
+
+def test_the_next_first_state_is_drawn_once():
+    """It is asked for at every step: the same one until an episode ends, and then another."""
+    vector = DeviceVector(make_device_env("InvertedDoublePendulum-v5"), 1)
+    step = jax.jit(vector.step)
+    state, _ = vector.reset(jax.random.key(0))
+    started, keys = [], [state.key]
+    for _ in range(60):
+        state, experience = step(state, jnp.ones((1, 1)))
+        keys.append(state.key)
+        if experience.done[0]:
+            started.append(np.asarray(experience.start_obs[0]))
+        assert (keys[-1] == keys[-2]).all() == (not experience.done[0])
+    assert len(started) > 3 and len(np.unique(started, axis=0)) == len(started)
+
+
+def test_a_task_that_the_port_does_not_know_is_refused():
+    with pytest.raises(ConfigError, match="simulator must be mujoco for Ant-v5, got 'mjx'"):
+        make_device_env("Ant-v5", "mjx")
+
+
 @pytest.mark.parametrize("env_id", MJX)
 def test_first_states_are_drawn_as_by_gymnasium(env_id):
     """Mean, spread and range of first observations; 4 standard errors of 2,000 draws each."""
-    env, gymnasium_env = make_device_env(env_id), make_task(env_id).make_env()
+    env, gymnasium_env = make_device_env(env_id, "mjx"), make_task(env_id).make_env()
     _, ours = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2000))
     theirs = np.array([gymnasium_env.reset(seed=seed)[0] for seed in range(2000)])
     gymnasium_env.close()

@@ -289,7 +289,7 @@ class Moody(CartPoleSwingUp):
 
 @pytest.fixture
 def moody(monkeypatch):
-    monkeypatch.setattr(device_training, "make_device_env", lambda _: Moody())
+    monkeypatch.setattr(device_training, "make_device_env", lambda *_: Moody())
 
 
 @pytest.mark.slow
@@ -429,7 +429,7 @@ def test_states_are_counted_to_the_byte(envs: int):
     envs_state, agent, _ = loop.init(jax.random.key(0))
     plain = (
         dataclasses.replace(agent, key=jax.random.key_data(agent.key)),
-        dataclasses.replace(envs_state, key=jax.random.key_data(envs_state.key)),
+        (envs_state.envs, envs_state.time, jax.random.key_data(envs_state.key)),
     )
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(plain))
     first_obs = 4 * 5 * envs

@@ -7,7 +7,7 @@ import numpy as np
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import EnvVector, make_task
-from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
+from soft_mpcritic.evaluation import EVALUATION_SEED, PARALLEL_EPISODES, Evaluator
 from tests.systems import small_config
 
 
@@ -46,3 +46,20 @@ def test_the_value_of_a_trajectory_is_that_of_the_solve_that_acted():
     result = jit(agent.planner.plan)(models, key, obs, np.zeros((2, agent.config.planner.horizon + 1, 1), np.float32))
     np.testing.assert_allclose([t.soft_value[0] for t in trajectories], result.value, rtol=1e-5)
     np.testing.assert_allclose([t.action[0] for t in trajectories], result.plan[:, 0], atol=1e-6)
+
+
+def test_several_agents_play_side_by_side_as_each_would_alone():
+    """Up to the rounding of larger batches, which an unstable plant amplifies: hence short episodes."""
+    agent = Agent(make_task("InvertedDoublePendulum-v5"), small_config())
+    several = jit(jax.vmap(agent.init))(jnp.stack([jax.random.key(0), jax.random.key(1)])).models
+    evaluator = Evaluator(agent)
+    together = evaluator.play_each(several, 2, PARALLEL_EPISODES + 1)
+    for player, played in enumerate(together):
+        alone = evaluator.play(jax.tree.map(lambda leaf, at=player: leaf[at], several), PARALLEL_EPISODES + 1)
+        assert [t.episode[::2] for t in played] == [t.episode[::2] for t in alone]  # seeds and lengths
+        for one, other in zip(played, alone, strict=True):
+            np.testing.assert_array_equal(one.obs[0], other.obs[0])
+            np.testing.assert_allclose(one.action, other.action, atol=1e-3)
+            np.testing.assert_allclose(one.soft_value, other.soft_value, rtol=1e-3, atol=1e-3)
+    evaluator.close()
+    assert [t.episode.ret for t in together[0]] != [t.episode.ret for t in together[1]]

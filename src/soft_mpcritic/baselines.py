@@ -186,7 +186,7 @@ class BaselineRun:
             self._observer.on_metrics(self._journal.write_metrics(self._learner.updates, {}))
         if self._schedule.evaluates(step):
             steps = partial(policy_steps, self._act)
-            played = self._episodes.play(steps, self._training.evaluation_episodes, EVALUATION_SEED)
+            (played,) = self._episodes.play(steps, self._training.evaluation_episodes, EVALUATION_SEED)
             self._journal.write_evaluation(played)
             self._observer.on_evaluation(step, played)
         self._resumed = time.perf_counter()
@@ -203,10 +203,10 @@ class BaselineRun:
 
 
 def policy_steps(
-    act: Callable[[np.ndarray], np.ndarray], envs: Vector, seed: int
+    act: Callable[[np.ndarray], np.ndarray], envs: Vector, seeds: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (rewards [E], done [E]) of one step after another, without end."""
-    obs = envs.reset(seed)
+    obs = envs.reset(seeds)
     while True:
         experience = envs.step(act(obs))
         yield np.asarray(experience.reward), np.asarray(experience.done)

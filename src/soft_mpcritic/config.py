@@ -172,6 +172,7 @@ class TrainingConfig:
     checkpoints_kept: int = 2
     tracker: Literal["none", "wandb", "mlflow"] = "none"  # a service that is shown the curves, beside TensorBoard
     backend: Literal["host", "device"] = "host"  # step Gymnasium, or functions compiled with the agent into one loop?
+    simulator: Literal["mujoco", "mjx"] = "mujoco"  # on the device: MuJoCo, called from the loop, or its JAX port
     matmul_precision: Literal["highest", "high", "default"] = "highest"  # of float32 products on accelerators
     faults_tolerated: int = 0  # environments may raise, hang or answer nonsense so often; then the run stops
     step_timeout: float = 0.0  # seconds that an environment may take for a step; 0: as long as it likes

@@ -22,12 +22,13 @@ from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_
 from soft_mpcritic.envs.device import UNSOUND, sound_rows
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import LOG
+from soft_mpcritic.planner import Models
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.recording import Observer, RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.seeds import SeedRun, fitted
 from soft_mpcritic.training import stop_requests
-from soft_mpcritic.types import Episode
+from soft_mpcritic.types import Episode, Trajectory
 
 LONGEST_CHUNK = 1000  # steps between two looks at the host, at most
 LEARNING_FIGURES = len(LearningMetrics._fields)
@@ -68,7 +69,7 @@ class DeviceRun:
         config = fitted(settings.config, max(settings.total_steps, resumed_at or 0))
         parts = settings.parts.filled(config.parts)
         agent = Agent(make_task(settings.env_id, "device", parts), config, parts)
-        envs = DeviceVector(make_device_env(settings.env_id), self._training.num_envs)
+        envs = DeviceVector(make_device_env(settings.env_id, self._training.simulator), self._training.num_envs)
         length = min(-(-self._training.log_every // envs.num_envs), LONGEST_CHUNK)
         self._loop = DeviceLoop(agent, envs, length)
         self._evaluator, self._diagnostics = Evaluator(agent), Diagnostics(agent)
@@ -179,22 +180,34 @@ class DeviceRun:
         """Plays and records the evaluation episodes of every seed; what they say of its value and models."""
         everything: list[Episode] = []
         diagnosed = []
-        for seed, record in enumerate(self._records):
-            state = self._take(self._states.agent, seed)
-            try:
-                played = self._evaluator.play(state.models, self._training.evaluation_episodes)
-            except EnvironmentFaultError as error:
+        for seed, (record, played) in enumerate(zip(self._records, self._play(), strict=True)):
+            if isinstance(played, EnvironmentFaultError):
                 before = f"in an evaluation of seed {self._seed(seed)}, "
-                self._survive(seed, error.worded(before=before), self._env_step)
+                self._survive(seed, played.worded(before=before), self._env_step)
                 diagnosed.append({})
                 continue
             episodes = [trajectory.episode for trajectory in played]
             record.write_evaluation(episodes)
             everything += episodes
+            state = self._take(self._states.agent, seed)
             diagnosed.append(summarize(self._diagnostics(state, played))._asdict())
         if everything:
             self._observer.on_evaluation(self._env_step, everything)
         return diagnosed
+
+    def _play(self) -> list[list[Trajectory] | EnvironmentFaultError]:
+        """The evaluation episodes of every seed, side by side; after a fault one by one, to know whose it is."""
+        models, episodes = self._states.agent.models, self._training.evaluation_episodes
+        try:
+            return [*self._evaluator.play_each(models, len(self._records), episodes)]
+        except EnvironmentFaultError:
+            return [self._play_one(self._take(models, seed), episodes) for seed in range(len(self._records))]
+
+    def _play_one(self, models: Models, episodes: int) -> list[Trajectory] | EnvironmentFaultError:
+        try:
+            return self._evaluator.play(models, episodes)
+        except EnvironmentFaultError as error:
+            return error
 
     def _checkpoint(self) -> None:
         for seed, record in enumerate(self._records):

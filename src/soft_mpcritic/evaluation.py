@@ -1,16 +1,17 @@
 """Deterministic evaluation on environments of its own, with seeds of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import Task, Vector, make_vector
-from soft_mpcritic.planner import Models
+from soft_mpcritic.planner import Decision, Models
 from soft_mpcritic.types import Episode, Trajectory
 
 EVALUATION_SEED = 10_000  # far from the training environments' seeds, which count up from the run's seed
@@ -29,6 +30,9 @@ class Step(NamedTuple):
     done: Bool[np.ndarray, "*L E"]
 
 
+Play = Callable[[Vector, Sequence[int]], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
 class Episodes:
     """Plays whole episodes of a task; environments are kept between calls.
 
@@ -40,18 +44,19 @@ class Episodes:
         self._task, self._timeout = task, timeout
         self._vectors: dict[int, Vector] = {}
 
-    def play(
-        self, steps: Callable[[Vector, int], Iterator[tuple[np.ndarray, np.ndarray]]], episodes: int, seed: int
-    ) -> list[Episode]:
-        """`episodes` full episodes; episode i starts from environment seed `seed + i`, whatever their number.
+    def play(self, steps: Play, episodes: int, seed: int, players: int = 1) -> list[list[Episode]]:
+        """`episodes` full episodes of each player; episode i starts from environment seed `seed + i`.
 
-        `steps(envs, seed)` resets the environments and yields (rewards [E], done [E]) of one step after another.
+        `steps(envs, seeds)` resets the environments, those of one player after another's, and yields (rewards [E], done
+        [E]) of one step after another.
         """
-        played: list[Episode] = []
-        while len(played) < episodes:
-            count = min(PARALLEL_EPISODES, episodes - len(played))
-            first = seed + len(played)
-            played += _first_episodes(steps(self._vector(count), first), first, count)
+        played: list[list[Episode]] = [[] for _ in range(players)]
+        for first in range(0, episodes, PARALLEL_EPISODES):
+            count = min(PARALLEL_EPISODES, episodes - first)
+            seeds = [*range(seed + first, seed + first + count)] * players
+            joint = _first_episodes(steps(self._vector(len(seeds)), seeds), seeds)
+            for player, own in enumerate(played):
+                own += joint[player * count : (player + 1) * count]
         return played
 
     def _vector(self, count: int) -> Vector:
@@ -64,8 +69,9 @@ class Episodes:
             vector.close()
 
 
-def _first_episodes(steps: Iterator[tuple[np.ndarray, np.ndarray]], seed: int, count: int) -> list[Episode]:
-    """The first episode of each of `count` environments."""
+def _first_episodes(steps: Iterator[tuple[np.ndarray, np.ndarray]], seeds: Sequence[int]) -> list[Episode]:
+    """The first episode of each environment."""
+    count = len(seeds)
     returns, lengths, running = np.zeros(count), np.zeros(count, int), np.ones(count, bool)
     for reward, done in steps:
         returns += reward * running
@@ -73,7 +79,7 @@ def _first_episodes(steps: Iterator[tuple[np.ndarray, np.ndarray]], seed: int, c
         running &= ~done
         if not running.any():
             break
-    return [Episode(seed + i, float(returns[i]), int(lengths[i])) for i in range(count)]
+    return [Episode(seed, float(returns[i]), int(lengths[i])) for i, seed in enumerate(seeds)]
 
 
 class Evaluator:
@@ -81,7 +87,7 @@ class Evaluator:
 
     def __init__(self, agent: Agent, timeout: float = 0.0) -> None:
         self._agent = agent
-        self._control = jit(agent.planner.control)
+        self._control, self._control_each = jit(agent.planner.control), jit(partial(control_each, agent))
         self._episodes = Episodes(agent.task, timeout)
 
     def __call__(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Episode]:
@@ -90,36 +96,66 @@ class Evaluator:
 
     def play(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[Trajectory]:
         """`episodes` full episodes; episode i starts from environment seed `seed + i`, whatever their number."""
+        return self._play(self._control, models, 1, episodes, seed)[0]
+
+    def play_each(
+        self, models: Models, players: int, episodes: int, seed: int = EVALUATION_SEED
+    ) -> list[list[Trajectory]]:
+        """`play` of `players` models [M, ..] side by side: one compiled call a step for all of them."""
+        return self._play(self._control_each, models, players, episodes, seed)
+
+    def _play(
+        self, control: Callable[..., Decision], models: Models, players: int, episodes: int, seed: int
+    ) -> list[list[Trajectory]]:
         joint: list[list[Step]] = []
 
-        def steps(envs: Vector, first_seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def steps(envs: Vector, seeds: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             joint.append([])
-            for step in controlled_steps(self._agent, self._control, models, envs, first_seed):
+            for step in controlled_steps(self._agent, control, models, envs, seeds):
                 joint[-1].append(step)
                 yield step.reward, step.done
 
-        played = self._episodes.play(steps, episodes, seed)
+        played = self._episodes.play(steps, episodes, seed, players)
         columns = [Step(*(np.stack(column) for column in zip(*steps, strict=True))) for steps in joint]
-        places = [(group, env) for group in columns for env in range(group.reward.shape[1])]
-        return [_trajectory(group, env, episode) for (group, env), episode in zip(places, played, strict=True)]
+        return [
+            [
+                _trajectory(columns[i // PARALLEL_EPISODES], player, players, i % PARALLEL_EPISODES, episode)
+                for i, episode in enumerate(own)
+            ]
+            for player, own in enumerate(played)
+        ]
 
     def close(self) -> None:
         self._episodes.close()
 
 
-def _trajectory(steps: Step, env: int, episode: Episode) -> Trajectory:
-    """The first episode of one environment, cut out of L joint steps."""
+def control_each(agent: Agent, models: Models, key: jax.Array, obs: Array, start: Array) -> Decision:
+    """Control by M models [M, ..], of as many environments [M * E, ..] each; all meet the same noise."""
+
+    def split(rows: Array) -> Array:
+        return rows.reshape(players, -1, *rows.shape[1:])
+
+    players = jax.tree.leaves(models)[0].shape[0]
+    decision = jax.vmap(agent.planner.control, in_axes=(0, None, 0, 0))(models, key, split(obs), split(start))
+    return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), decision)
+
+
+def _trajectory(steps: Step, player: int, players: int, index: int, episode: Episode) -> Trajectory:
+    """The first episode of one player's environment, cut out of L joint steps."""
+    env = player * (steps.reward.shape[1] // players) + index
     obs, action, reward, next_obs, soft_value, terminated, _ = (column[: episode.length, env] for column in steps)
     return Trajectory(episode, obs, action, reward, next_obs, soft_value, bool(terminated[-1]))
 
 
-def controlled_steps(agent: Agent, control, models: Models, envs: Vector, seed: int) -> Iterator[Step]:
+def controlled_steps(
+    agent: Agent, control: Callable[..., Decision], models: Models, envs: Vector, seeds: Sequence[int]
+) -> Iterator[Step]:
     """Yields one controlled step after another, without end; plans start anew with episodes.
 
-    The planner's noise follows from `seed`, so the same models give the same episodes.
+    The planner's noise follows from the first seed, so the same models give the same episodes.
     """
-    keys = _key_sequence(seed)
-    obs = envs.reset(seed)
+    keys = _key_sequence(seeds[0])
+    obs = envs.reset(seeds)
     start = np.zeros((envs.num_envs, agent.config.planner.horizon + 1, agent.task.action_size), np.float32)
     while True:
         decision = control(models, next(keys), obs, start)

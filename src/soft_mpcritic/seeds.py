@@ -32,7 +32,9 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
     Raises `ConfigError` where folders or memory do not allow it, before anything is written.
     """
     task, config = make_task(asked.env_id, "device"), fitted(asked.config, asked.total_steps)
-    Footprint(task, config, make_device_env(asked.env_id)).check(num_seeds, *available_memory())
+    Footprint(task, config, make_device_env(asked.env_id, config.training.simulator)).check(
+        num_seeds, *available_memory()
+    )
     seeds = range(asked.seed, asked.seed + num_seeds)
     folders = [folder] if num_seeds == 1 else [RunFolder(folder.path / f"seed{seed}") for seed in seeds]
     present = seed_folders(folder)

@@ -31,7 +31,7 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
     envs = EnvVector(agent.task, 1, **render_options(agent.task))
     try:
         frame = _frame_source(envs.first_env)
-        steps = controlled_steps(agent, jit(agent.planner.control), models, envs, seed)
+        steps = controlled_steps(agent, jit(agent.planner.control), models, envs, [seed])
         rate = int(envs.first_env.metadata.get("render_fps", 30))
         stride = max(rate // 50, 1)
         with delivered(out) as file, _film(file, rate / stride) as film:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from soft_mpcritic.config import check
 from soft_mpcritic.envs.device.mjx import MJX_TASKS, MjxDynamics, MjxEnv
 from soft_mpcritic.envs.device.pendulums import SWING_UP, CartPoleSwingUp, Pendulum
+from soft_mpcritic.envs.device.simulator import SimulatorEnv
 from soft_mpcritic.envs.device.vector import UNSOUND, DeviceEnv, DeviceVector, HostedVector, VectorState, sound_rows
 from soft_mpcritic.envs.tasks import TASKS, TaskSpec
 
@@ -15,6 +17,7 @@ __all__ = [
     "DeviceVector",
     "HostedVector",
     "MjxDynamics",
+    "SimulatorEnv",
     "VectorState",
     "make_device_env",
     "sound_rows",
@@ -31,13 +34,20 @@ class OwnTask:
 
 
 OWN_TASKS = {"CartPoleSwingUp": OwnTask(5, 1, SWING_UP)}
-DEVICE_TASKS = (*(env_id for env_id in TASKS if env_id in MJX_TASKS or env_id == "Pendulum-v1"), *OWN_TASKS)
+DEVICE_TASKS = (*TASKS, *OWN_TASKS)
 
 
-def make_device_env(env_id: str) -> DeviceEnv:
-    """The device version of one of DEVICE_TASKS; raises `ConfigError` where it needs what is not installed."""
+def make_device_env(env_id: str, simulator: str = "mujoco") -> DeviceEnv:
+    """The device version of one of DEVICE_TASKS; raises `ConfigError` where `simulator`, mujoco or mjx, cannot be.
+
+    The other tasks are equations of motion, whatever the simulator.
+    """
     if env_id == "CartPoleSwingUp":
         return CartPoleSwingUp()
     if env_id == "Pendulum-v1":
         return Pendulum(TASKS[env_id])
+    if simulator == "mujoco":
+        return SimulatorEnv(env_id, TASKS[env_id])
+    known = ", ".join(MJX_TASKS)
+    check(env_id in MJX_TASKS, "simulator", f"be mujoco for {env_id}", repr(simulator), f"mjx knows {known}")
     return MjxEnv(MJX_TASKS[env_id], TASKS[env_id])

@@ -201,7 +201,7 @@ def _import_mjx() -> Any:
             from mujoco import mjx  # optional, and slow to import
     except ImportError as error:
         raise ConfigError(
-            f"MuJoCo tasks on the device need MJX, and {error.name} is missing: pip install 'soft-mpcritic[device]'."
+            f"simulator mjx needs MJX, and {error.name} is missing: pip install 'soft-mpcritic[device]', or use mujoco."
         ) from error
     return mjx
 

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from soft_mpcritic.envs.guard import LARGEST, EnvironmentFaultError
 from soft_mpcritic.types import Experience
@@ -54,7 +54,7 @@ class VectorState(eqx.Module):
 
     envs: Any  # their states, with a leading axis E
     time: Int[Array, " E"]  # steps in the running episodes
-    key: PRNGKeyArray  # of the episodes to come
+    key: Key[Array, " E"]  # each of its environment's next episode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,9 @@ class DeviceVector:
 
     def reset(self, key: PRNGKeyArray) -> tuple[VectorState, Float[Array, "E S"]]:
         """First states and observations."""
-        key, reset_key = jax.random.split(key)
-        envs, obs = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.num_envs))
-        return VectorState(envs, jnp.zeros(self.num_envs, jnp.int32), key), obs
+        first, following = jax.random.split(key, (2, self.num_envs))
+        envs, obs = jax.vmap(self.env.reset)(first)
+        return VectorState(envs, jnp.zeros(self.num_envs, jnp.int32), following), obs
 
     def step(self, state: VectorState, actions: Float[Array, "E A"]) -> tuple[VectorState, Experience]:
         """Steps all by actions in the task's units; a time limit ends an episode but is no termination."""
@@ -101,19 +101,19 @@ class DeviceVector:
         time = state.time + 1
         done = outcome.terminated | (time >= self.env.max_steps)
         done = done if cut is None else done | cut
-        key, reset_key = jax.random.split(state.key)
-        fresh = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.num_envs))
+        fresh = jax.vmap(self.env.reset)(state.key)  # the same ones until they are needed
         envs, start_obs = jax.tree.map(
             lambda new, old: jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), new, old),
             fresh,
             (outcome.state, outcome.obs),
         )
-        state = VectorState(envs, jnp.where(done, 0, time), key)
+        following = jax.vmap(lambda key: jax.random.split(key, 1)[0])(state.key)
+        state = VectorState(envs, jnp.where(done, 0, time), jnp.where(done, following, state.key))
         return state, Experience(outcome.reward, outcome.obs, outcome.terminated, done, start_obs)
 
     def snapshot(self, state: VectorState) -> list[Any]:
         """JSON-ready: all that `restore` needs, to the bit."""
-        plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+        plain = (state.envs, state.time, jax.random.key_data(state.key))
         return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(plain)]
 
     def restore(self, snapshot: Sequence[Any]) -> VectorState:
@@ -121,7 +121,8 @@ class DeviceVector:
         shapes, structure = jax.tree.flatten(jax.eval_shape(self.reset, jax.random.key(0))[0])
         *values, key = snapshot  # the key is the last leaf
         arrays = [jnp.asarray(value, shape.dtype) for value, shape in zip(values, shapes[:-1], strict=True)]
-        return jax.tree.unflatten(structure, [*arrays, jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32))])
+        keys = jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32).reshape(self.num_envs, -1))
+        return jax.tree.unflatten(structure, [*arrays, keys])
 
 
 def sound_rows(rows: Float[Array, "E S"]) -> Bool[Array, " E"]:
@@ -140,8 +141,10 @@ class HostedVector:
     def reset(self, seed: int | Sequence[int]) -> np.ndarray:
         """First observations [E, S]; environment e gets seed + e, or the e-th of a list."""
         seeds = [seed + e for e in range(self.num_envs)] if isinstance(seed, int) else list(seed)
-        envs, obs = self._reset(jnp.stack([jax.random.key(s) for s in seeds]))
-        self._state = VectorState(envs, jnp.zeros(self.num_envs, jnp.int32), jax.random.key(seeds[0]))
+        keys = jnp.stack([jax.random.key(s) for s in seeds])
+        envs, obs = self._reset(keys)
+        following = jax.vmap(lambda key: jax.random.split(key, 1)[0])(keys)
+        self._state = VectorState(envs, jnp.zeros(self.num_envs, jnp.int32), following)
         return np.asarray(obs)
 
     def step(self, actions: np.ndarray) -> Experience:
