@@ -1,5 +1,6 @@
 """Device environments: Gymnasium's step by step, mechanics on paper, and episodes that end as they should."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -110,6 +111,23 @@ def test_the_next_first_state_is_drawn_once():
             started.append(np.asarray(experience.start_obs[0]))
         assert (keys[-1] == keys[-2]).all() == (not experience.done[0])
     assert len(started) > 3 and len(np.unique(started, axis=0)) == len(started)
+
+
+def test_first_states_are_drawn_while_others_are_stepped():
+    """From two threads, as a compiled step may do it; each answers as it does alone."""
+    env, key = make_device_env("Walker2d-v5"), jax.random.key(0)
+    step, reset = jax.jit(env.step), jax.jit(env.reset)
+    state, _ = reset(key)
+    alone = [np.asarray(leaf) for leaf in step(state, jnp.ones(6))]
+    keys = jax.random.split(key, 100)
+    with ThreadPoolExecutor(2) as pool:
+        drawn = pool.submit(lambda: [np.asarray(reset(one)[1]) for one in keys])
+        for _ in range(100):
+            for one, other in zip(step(state, jnp.ones(6)), alone, strict=True):
+                np.testing.assert_array_equal(one, other)
+    fresh = jax.jit(make_device_env("Walker2d-v5").reset)
+    for one, obs in zip(keys, drawn.result(), strict=True):
+        np.testing.assert_array_equal(fresh(one)[1], obs)
 
 
 def test_a_task_that_the_port_does_not_know_is_refused():

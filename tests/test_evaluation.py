@@ -53,7 +53,7 @@ def test_several_agents_play_side_by_side_as_each_would_alone():
     agent = Agent(make_task("InvertedDoublePendulum-v5"), small_config())
     several = jit(jax.vmap(agent.init))(jnp.stack([jax.random.key(0), jax.random.key(1)])).models
     evaluator = Evaluator(agent)
-    together = evaluator.play_each(several, 2, PARALLEL_EPISODES + 1)
+    together = evaluator.play_each(several, PARALLEL_EPISODES + 1)
     for player, played in enumerate(together):
         alone = evaluator.play(jax.tree.map(lambda leaf, at=player: leaf[at], several), PARALLEL_EPISODES + 1)
         assert [t.episode[::2] for t in played] == [t.episode[::2] for t in alone]  # seeds and lengths

@@ -199,7 +199,7 @@ class DeviceRun:
         """The evaluation episodes of every seed, side by side; after a fault one by one, to know whose it is."""
         models, episodes = self._states.agent.models, self._training.evaluation_episodes
         try:
-            return [*self._evaluator.play_each(models, len(self._records), episodes)]
+            return [*self._evaluator.play_each(models, episodes)]
         except EnvironmentFaultError:
             return [self._play_one(self._take(models, seed), episodes) for seed in range(len(self._records))]
 

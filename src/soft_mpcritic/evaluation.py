@@ -98,11 +98,9 @@ class Evaluator:
         """`episodes` full episodes; episode i starts from environment seed `seed + i`, whatever their number."""
         return self._play(self._control, models, 1, episodes, seed)[0]
 
-    def play_each(
-        self, models: Models, players: int, episodes: int, seed: int = EVALUATION_SEED
-    ) -> list[list[Trajectory]]:
-        """`play` of `players` models [M, ..] side by side: one compiled call a step for all of them."""
-        return self._play(self._control_each, models, players, episodes, seed)
+    def play_each(self, models: Models, episodes: int, seed: int = EVALUATION_SEED) -> list[list[Trajectory]]:
+        """`play` of each of M models [M, ..], side by side: one compiled call a step for all of them."""
+        return self._play(self._control_each, models, _players(models), episodes, seed)
 
     def _play(
         self, control: Callable[..., Decision], models: Models, players: int, episodes: int, seed: int
@@ -135,9 +133,14 @@ def control_each(agent: Agent, models: Models, key: jax.Array, obs: Array, start
     def split(rows: Array) -> Array:
         return rows.reshape(players, -1, *rows.shape[1:])
 
-    players = jax.tree.leaves(models)[0].shape[0]
+    players = _players(models)
     decision = jax.vmap(agent.planner.control, in_axes=(0, None, 0, 0))(models, key, split(obs), split(start))
     return jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), decision)
+
+
+def _players(models: Models) -> int:
+    """M of models [M, ..]."""
+    return jax.tree.leaves(models)[0].shape[0]
 
 
 def _trajectory(steps: Step, player: int, players: int, index: int, episode: Episode) -> Trajectory:

@@ -6,6 +6,7 @@ Gymnasium's to the bit.
 """
 
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import gymnasium as gym
@@ -27,6 +28,7 @@ class SimulatorEnv:
     def __init__(self, env_id: str, spec: TaskSpec) -> None:
         env: Any = gym.make(env_id, disable_env_checker=True, **spec.env_options)
         self._env, self._max_steps = env.unwrapped, env.spec.max_episode_steps
+        self._alone = Lock()  # a compiled step may ask for first states while it steps, by another thread
         self._mujoco: Any = mujoco  # without types
         self._kind = self._mujoco.mjtState.mjSTATE_INTEGRATION
         self._integrated = np.empty(self._mujoco.mj_stateSize(self._env.model, self._kind))
@@ -56,13 +58,15 @@ class SimulatorEnv:
     # ------------------------------------------------------------ on the host
 
     def _drawn(self, seed: np.integer) -> tuple[np.ndarray, np.ndarray]:
-        obs, _ = self._env.reset(seed=int(seed))
-        return self._words(), obs
+        with self._alone:
+            obs, _ = self._env.reset(seed=int(seed))
+            return self._words(), obs
 
     def _stepped(self, words: np.ndarray, action: np.ndarray) -> tuple[Any, ...]:
-        self._put(words)
-        obs, reward, terminated, _, _ = self._env.step(action)
-        return self._words(), obs, reward, terminated
+        with self._alone:
+            self._put(words)
+            obs, reward, terminated, _, _ = self._env.step(action)
+            return self._words(), obs, reward, terminated
 
     def _words(self) -> np.ndarray:
         """What the simulator goes on from, and where it last saw the bodies: some rewards start from there."""
