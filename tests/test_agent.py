@@ -193,6 +193,31 @@ def test_members_stay_different_while_they_learn():
         assert np.abs(flat[:, None] - flat[None]).max(-1)[~np.eye(len(flat), dtype=bool)].min() > 1e-3
 
 
+def test_planning_asks_the_mean_of_all_members_that_learning_made_and_later_of_the_last():
+    agent, state = make(dynamics__average_step=0.3)
+    state = filled(agent, state)
+    update, newest = jit(agent.learner.update), []
+    for _ in range(5):
+        state, _ = update(state)
+        newest.append([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.dynamics_newest)])
+    weights = 0.7**2 * np.array([1 / 3, 1 / 3, 1 / 3, 0, 0]) + [0, 0, 0, 0.3 * 0.7, 0.3]  # 1, 1/2, 1/3, then 0.3
+    assert np.abs(newest[4][0] - newest[0][0]).max() > 1e-3
+    for place, leaf in enumerate(jax.tree.leaves(state.models.dynamics.members)):
+        mean = sum(w * made[place] for w, made in zip(weights, newest, strict=True))
+        np.testing.assert_allclose(leaf, mean, atol=1e-6)
+
+
+def test_what_learns_does_not_depend_on_the_mean():
+    averaged, plain = make(dynamics__average_step=0.3), make(dynamics__average_step=1.0)
+    states = [filled(agent, state) for agent, state in (averaged, plain)]
+    for _ in range(3):
+        states = [jit(agent.learner.update)(state)[0] for (agent, _), state in zip((averaged, plain), states, strict=True)]
+    assert states[1].dynamics_newest is None
+    newest, only = states[0].dynamics_newest, states[1].models.dynamics.members
+    for one, other in zip(jax.tree.leaves(newest), jax.tree.leaves(only), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
 def test_the_target_network_moves_only_when_due():
     agent, state = make(critic__target_every=2)
     state = filled(agent, state)

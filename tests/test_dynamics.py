@@ -1,6 +1,7 @@
 import dataclasses
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +100,16 @@ def make_problem(members: int = 3, batch: int = 6) -> tuple[EnsembleDynamics, ja
     rng = np.random.default_rng(1)
     inputs, targets = (jnp.asarray(rng.normal(size=(members, batch, size)), jnp.float32) for size in (4, 2))
     return dynamics, inputs, targets
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_members_are_normalised_by_layers_where_asked_and_agree_at_any_scale_of_what_they_see_then(layer_norm):
+    config = DynamicsConfig(members=1, width=8, depth=2, layer_norm=layer_norm)
+    member = jax.tree.map(lambda leaf: leaf[0], EnsembleDynamics.init(jax.random.key(0), 3, 2, config).members)
+    member = eqx.tree_at(lambda m: m.layers[0].bias, member, jnp.zeros(8))
+    rows = jnp.array([[1.0, -2.0, 0.5], [0.3, 0.1, -0.9]])
+    near, far = (jax.jit(MLP.__call__)(member, scale * rows) for scale in (10.0, 1000.0))
+    assert np.allclose(near, far, rtol=1e-2) == layer_norm  # a state far out is no reason for a huge change
 
 
 def test_loss_is_the_mean_squared_error_of_every_member():

@@ -46,6 +46,7 @@ class Agent:
         target_slots = config.target_planner.horizon + 1
         return AgentState(
             models=models,
+            dynamics_newest=self.learner.init_newest(models),
             dynamics_optimizer=optimizers.dynamics,
             critic_optimizer=optimizers.critic,
             goal_optimizer=optimizers.goal,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from soft_mpcritic.networks import MLP
 from soft_mpcritic.planner import Models
 from soft_mpcritic.replay import Replay
 from soft_mpcritic.types import PlanResult
@@ -41,6 +42,7 @@ class AgentState(eqx.Module):
     """Everything that changes while learning."""
 
     models: Models
+    dynamics_newest: MLP | None  # what learns, where planning asks the mean of it over time; None where it asks it itself
     dynamics_optimizer: optax.OptState
     critic_optimizer: optax.OptState
     goal_optimizer: optax.OptState | None  # None where there is nothing to learn of the goal

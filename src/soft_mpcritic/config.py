@@ -102,7 +102,9 @@ class DynamicsConfig:
     members: int = 4  # N
     width: int = 256
     depth: int = 2
+    layer_norm: bool = False
     learning_rate: float = 1e-3
+    average_step: float = 1.0  # planning asks a running mean of the weights, which moves by so much an update
     batch_size: int = 256
     own_batches: bool = True  # does every member draw its own minibatch?
     normalize: bool = True  # inputs and changes, by slowly moving statistics
@@ -110,6 +112,8 @@ class DynamicsConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check(self.members >= 1, "members", "be >= 1", self.members, "1 is a single model, 4 the paper's ensemble")
+        steps = 0 < self.average_step <= 1
+        check(steps, "average_step", "lie in (0, 1]", self.average_step, "1 is the newest weights, 0.01 their mean")
         _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
 
 

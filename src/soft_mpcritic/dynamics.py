@@ -67,7 +67,8 @@ class EnsembleDynamics(eqx.Module):
     @staticmethod
     def init(key: PRNGKeyArray, inputs: int, outputs: int, config: DynamicsConfig) -> "EnsembleDynamics":
         """`inputs` and `outputs` are the sizes of the rows that the networks see and predict."""
-        members = init_ensemble(key, config.members, inputs, outputs, width=config.width, depth=config.depth)
+        shape = {"width": config.width, "depth": config.depth, "layer_norm": config.layer_norm}
+        members = init_ensemble(key, config.members, inputs, outputs, **shape)
         return EnsembleDynamics(members)
 
 

@@ -46,6 +46,11 @@ class Learner:
             goal=None if goal is None else self._dynamics_optimizer.init(_params(goal.network)),
         )
 
+    def init_newest(self, models: Models) -> MLP | None:
+        """The members that learn, where they are not those that planning asks."""
+        averaged = self._config.dynamics.average_step < 1
+        return jax.tree.map(jnp.copy, models.dynamics.members) if averaged else None
+
     def update(self, state: AgentState) -> tuple[AgentState, LearningMetrics]:
         """One round of amortised value iteration and one step of model learning.
 
@@ -149,7 +154,11 @@ class Learner:
     def _update_dynamics(
         self, state: AgentState, batch: Transition
     ) -> tuple[AgentState, Float[Array, " N"], Bool[Array, ""]]:
-        """One step of every member on its own part of the batch, or on all of it."""
+        """One step of every member on its own part of the batch, or on all of it.
+
+        Planning asks their running mean, in which what single batches did to the weights averages out (Polyak &
+        Juditsky, 1992): of all updates while there are few, of the last 1 / `average_step` or so later.
+        """
         config, models = self._config.dynamics, state.models
         inputs = jnp.concatenate([self.planner.features(models, batch.obs), batch.action], axis=-1)
         targets = models.change_scale.normalize(self.surprise(batch))
@@ -158,18 +167,20 @@ class Learner:
             grouped = flat.reshape(self._batches, config.batch_size, -1)
             return jnp.broadcast_to(grouped, (config.members, *grouped.shape[1:]))
 
+        newest = models.dynamics.members if state.dynamics_newest is None else state.dynamics_newest
         (_, losses), gradient = jax.value_and_grad(dynamics_loss, has_aux=True)(
-            models.dynamics.members, per_member(inputs), per_member(targets)
+            newest, per_member(inputs), per_member(targets)
         )
         members, optimizer, sound = _descend(
-            self._dynamics_optimizer,
-            gradient,
-            state.dynamics_optimizer,
-            models.dynamics.members,
-            state.health.step_size,
+            self._dynamics_optimizer, gradient, state.dynamics_optimizer, newest, state.health.step_size
         )
+        state = dataclasses.replace(state, dynamics_optimizer=optimizer)
+        if state.dynamics_newest is not None:
+            state = dataclasses.replace(state, dynamics_newest=members)
+            step = jnp.maximum(config.average_step, 1 / (state.updates + 1))
+            members = polyak(models.dynamics.members, members, step)
         models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
-        return dataclasses.replace(state, models=models, dynamics_optimizer=optimizer), losses, sound
+        return dataclasses.replace(state, models=models), losses, sound
 
     def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors, Bool[Array, ""]]:
         """One step of a learned goal on the whole batch."""
