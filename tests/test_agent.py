@@ -193,17 +193,42 @@ def test_members_stay_different_while_they_learn():
         assert np.abs(flat[:, None] - flat[None]).max(-1)[~np.eye(len(flat), dtype=bool)].min() > 1e-3
 
 
-def test_planning_asks_the_mean_of_all_members_that_learning_made_and_later_of_the_last():
-    agent, state = make(dynamics__average_step=0.3)
+def test_decay_shrinks_matrices_beside_what_adam_does_and_nothing_else():
+    decay, rate = 20.0, 1e-2
+    runs = [make(dynamics__weight_decay=wd, dynamics__learning_rate=rate) for wd in (0.0, decay)]
+    before = filled(*runs[0])
+    plain, decayed = (
+        jit(agent.learner.update)(dataclasses.replace(before, dynamics_optimizer=fresh.dynamics_optimizer))[0]
+        for agent, fresh in runs
+    )
+    old, adam, both = (state.models.dynamics.members for state in (before, plain, decayed))
+    for index, layer in enumerate(old.layers):
+        expected = adam.layers[index].weight - rate * decay * layer.weight
+        np.testing.assert_allclose(both.layers[index].weight, expected, atol=1e-6)
+        np.testing.assert_array_equal(both.layers[index].bias, adam.layers[index].bias)
+    for index, norm in enumerate(adam.norms):
+        np.testing.assert_array_equal(both.norms[index].scale, norm.scale)
+
+
+def networks_of(state: AgentState, newest: bool) -> list[jax.Array]:
+    """Parameters of models and learned goal: those that learn, or those that planning asks."""
+    models, goal = state.models, state.models.goal
+    assert goal is not None
+    asked = (models.dynamics.members, goal.network)
+    return jax.tree.leaves((state.dynamics_newest, state.goal_newest) if newest else asked)
+
+
+def test_planning_asks_the_mean_of_all_models_that_learning_made_and_later_of_the_last():
+    agent, state = make(dynamics__average_step=0.3, objective__goal="learned")
     state = filled(agent, state)
     update, newest = jit(agent.learner.update), []
     for _ in range(5):
         state, _ = update(state)
-        newest.append([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.dynamics_newest)])
+        newest.append([np.asarray(leaf, np.float64) for leaf in networks_of(state, newest=True)])
     weights = 0.7**2 * np.array([1 / 3, 1 / 3, 1 / 3, 0, 0]) + [0, 0, 0, 0.3 * 0.7, 0.3]  # 1, 1/2, 1/3, then 0.3
-    assert np.abs(newest[4][0] - newest[0][0]).max() > 1e-3
-    for place, leaf in enumerate(jax.tree.leaves(state.models.dynamics.members)):
+    for place, leaf in enumerate(networks_of(state, newest=False)):
         mean = sum(w * made[place] for w, made in zip(weights, newest, strict=True))
+        assert np.abs(newest[4][place] - mean).max() > 1e-4
         np.testing.assert_allclose(leaf, mean, atol=1e-6)
 
 
@@ -211,7 +236,9 @@ def test_what_learns_does_not_depend_on_the_mean():
     averaged, plain = make(dynamics__average_step=0.3), make(dynamics__average_step=1.0)
     states = [filled(agent, state) for agent, state in (averaged, plain)]
     for _ in range(3):
-        states = [jit(agent.learner.update)(state)[0] for (agent, _), state in zip((averaged, plain), states, strict=True)]
+        states = [
+            jit(agent.learner.update)(state)[0] for (agent, _), state in zip((averaged, plain), states, strict=True)
+        ]
     assert states[1].dynamics_newest is None
     newest, only = states[0].dynamics_newest, states[1].models.dynamics.members
     for one, other in zip(jax.tree.leaves(newest), jax.tree.leaves(only), strict=True):

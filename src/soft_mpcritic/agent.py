@@ -46,10 +46,11 @@ class Agent:
         target_slots = config.target_planner.horizon + 1
         return AgentState(
             models=models,
-            dynamics_newest=self.learner.init_newest(models),
             dynamics_optimizer=optimizers.dynamics,
             critic_optimizer=optimizers.critic,
             goal_optimizer=optimizers.goal,
+            dynamics_newest=self.learner.init_newest(models.dynamics.members),
+            goal_newest=None if models.goal is None else self.learner.init_newest(models.goal.network),
             replay=Replay.init(config.training.capacity, task.obs_size, task.action_size, target_slots),
             pending=Pending(
                 obs=jnp.zeros((envs, task.obs_size)),

@@ -42,10 +42,11 @@ class AgentState(eqx.Module):
     """Everything that changes while learning."""
 
     models: Models
-    dynamics_newest: MLP | None  # what learns, where planning asks the mean of it over time; None where it asks it itself
     dynamics_optimizer: optax.OptState
     critic_optimizer: optax.OptState
     goal_optimizer: optax.OptState | None  # None where there is nothing to learn of the goal
+    dynamics_newest: MLP | None  # what learns, where planning asks its mean over time; None where planning asks it
+    goal_newest: MLP | None  # the same
     replay: Replay
     pending: Pending
     key: PRNGKeyArray

@@ -37,7 +37,8 @@ class LearnedGoal(eqx.Module):
     @staticmethod
     def init(key: PRNGKeyArray, inputs: int, config: DynamicsConfig) -> "LearnedGoal":
         """Half as wide as the models; `inputs` is the size of both features and the action together."""
-        network = MLP.init(key, inputs, 2, width=max(config.width // 2, 1), depth=config.depth)
+        width, depth = max(config.width // 2, 1), config.depth
+        network = MLP.init(key, inputs, 2, width=width, depth=depth, layer_norm=config.layer_norm)
         shift = jnp.array([0.0, math.log(FIRST_TERMINATION / (1 - FIRST_TERMINATION))])
         network = eqx.tree_at(lambda n: n.layers[-1].bias, network, replace_fn=lambda bias: bias + shift)
         return LearnedGoal(network, Normalizer.init(1, REWARD_FLOOR))

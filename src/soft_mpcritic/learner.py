@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.agent_state import AgentState, LearningMetrics
 from soft_mpcritic.config import Config
@@ -46,10 +46,9 @@ class Learner:
             goal=None if goal is None else self._dynamics_optimizer.init(_params(goal.network)),
         )
 
-    def init_newest(self, models: Models) -> MLP | None:
-        """The members that learn, where they are not those that planning asks."""
-        averaged = self._config.dynamics.average_step < 1
-        return jax.tree.map(jnp.copy, models.dynamics.members) if averaged else None
+    def init_newest(self, asked: MLP) -> MLP | None:
+        """The network that learns, where planning asks only its mean."""
+        return jax.tree.map(jnp.copy, asked) if self._config.dynamics.average_step < 1 else None
 
     def update(self, state: AgentState) -> tuple[AgentState, LearningMetrics]:
         """One round of amortised value iteration and one step of model learning.
@@ -154,11 +153,7 @@ class Learner:
     def _update_dynamics(
         self, state: AgentState, batch: Transition
     ) -> tuple[AgentState, Float[Array, " N"], Bool[Array, ""]]:
-        """One step of every member on its own part of the batch, or on all of it.
-
-        Planning asks their running mean, in which what single batches did to the weights averages out (Polyak &
-        Juditsky, 1992): of all updates while there are few, of the last 1 / `average_step` or so later.
-        """
+        """One step of every member on its own part of the batch, or on all of it."""
         config, models = self._config.dynamics, state.models
         inputs = jnp.concatenate([self.planner.features(models, batch.obs), batch.action], axis=-1)
         targets = models.change_scale.normalize(self.surprise(batch))
@@ -174,31 +169,42 @@ class Learner:
         members, optimizer, sound = _descend(
             self._dynamics_optimizer, gradient, state.dynamics_optimizer, newest, state.health.step_size
         )
-        state = dataclasses.replace(state, dynamics_optimizer=optimizer)
-        if state.dynamics_newest is not None:
-            state = dataclasses.replace(state, dynamics_newest=members)
-            step = jnp.maximum(config.average_step, 1 / (state.updates + 1))
-            members = polyak(models.dynamics.members, members, step)
-        models = dataclasses.replace(models, dynamics=EnsembleDynamics(members))
-        return dataclasses.replace(state, models=models), losses, sound
+        asked, newest = self._averaged(models.dynamics.members, members, state.updates)
+        models = dataclasses.replace(models, dynamics=EnsembleDynamics(asked))
+        state = dataclasses.replace(state, models=models, dynamics_optimizer=optimizer, dynamics_newest=newest)
+        return state, losses, sound
 
     def _update_goal(self, state: AgentState, batch: Transition) -> tuple[AgentState, GoalErrors, Bool[Array, ""]]:
         """One step of a learned goal on the whole batch."""
         models, goal, optimizer = state.models, state.models.goal, state.goal_optimizer
         if goal is None or optimizer is None:
             return state, GoalErrors(jnp.array(jnp.nan), jnp.array(jnp.nan)), jnp.array(True)
+        newest = goal.network if state.goal_newest is None else state.goal_newest
         features, next_features = (self.planner.features(models, obs) for obs in (batch.obs, batch.next_obs))
 
         def loss_of(network: MLP) -> tuple[Array, GoalErrors]:
             learned = dataclasses.replace(goal, network=network)
             return learned.loss(features, batch.action, next_features, batch.reward, batch.terminated)
 
-        (_, errors), gradient = jax.value_and_grad(loss_of, has_aux=True)(goal.network)
+        (_, errors), gradient = jax.value_and_grad(loss_of, has_aux=True)(newest)
         network, optimizer, sound = _descend(
-            self._dynamics_optimizer, gradient, optimizer, goal.network, state.health.step_size
+            self._dynamics_optimizer, gradient, optimizer, newest, state.health.step_size
         )
-        models = dataclasses.replace(models, goal=LearnedGoal(network, goal.reward_scale))
-        return dataclasses.replace(state, models=models, goal_optimizer=optimizer), errors, sound
+        asked, newest = self._averaged(goal.network, network, state.updates)
+        models = dataclasses.replace(models, goal=LearnedGoal(asked, goal.reward_scale))
+        state = dataclasses.replace(state, models=models, goal_optimizer=optimizer, goal_newest=newest)
+        return state, errors, sound
+
+    def _averaged(self, mean: MLP, network: MLP, updates: Int[Array, ""]) -> tuple[MLP, MLP | None]:
+        """What planning asks once `network` was learned, and what learns on, where that is not the same.
+
+        In the running mean, what single batches did to the weights averages out (Polyak & Juditsky, 1992). It is of
+        all updates while there are few, of the last 1 / `average_step` or so later.
+        """
+        step = self._config.dynamics.average_step
+        if step == 1:
+            return network, None
+        return polyak(mean, network, jnp.maximum(step, 1 / (updates + 1))), network
 
     @property
     def _config(self) -> Config:
@@ -216,7 +222,10 @@ class Learner:
 
     @cached_property
     def _dynamics_optimizer(self) -> optax.GradientTransformation:
-        return optax.adam(self._config.dynamics.learning_rate)
+        config = self._config.dynamics
+        if config.weight_decay == 0:
+            return optax.adam(config.learning_rate)
+        return optax.adamw(config.learning_rate, weight_decay=config.weight_decay, mask=_decayed)
 
     @cached_property
     def _critic_optimizer(self) -> optax.GradientTransformation:
@@ -235,10 +244,15 @@ def _descend(
     The squares are asked, not the gradient: where one overflows, Adam would never move that parameter again.
     """
     with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers, whatever is asked of us
-        change, moved = optimizer.update(_params(gradient), state)
+        change, moved = optimizer.update(_params(gradient), state, _params(networks))
     sound = jnp.isfinite(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
     networks = jax.tree.map(lambda p, c: p + jnp.where(sound, step_size * c, 0.0), networks, change)
     return networks, jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state), sound
+
+
+def _decayed(networks: Any) -> Any:
+    """Which parameters decay: the matrices. Offsets and scales have nothing to overfit with."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.GetAttrKey("weight"), networks)
 
 
 def _params(networks: MLP) -> Any:
