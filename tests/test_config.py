@@ -220,6 +220,14 @@ def test_from_dict_fills_in_defaults():
     assert from_dict({"planner": {"horizon": 2}}).planner == PlannerConfig(horizon=2)
 
 
+def test_run_folders_from_before_the_models_had_layer_norm_and_mean_are_read_as_they_were():
+    """Or their checkpoints would not fit."""
+    assert Config().dynamics.layer_norm
+    before = {name: value for name, value in to_dict(Config())["dynamics"].items() if name not in NEW_IN_DYNAMICS}
+    read = from_dict({"dynamics": before}).dynamics
+    assert (read.layer_norm, read.average_step, read.weight_decay) == (False, 1.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("values", "name", "wrong"),
     [
@@ -275,6 +283,7 @@ def test_unknown_preset_is_refused():
         preset("papr")
 
 
+NEW_IN_DYNAMICS = ("layer_norm", "average_step", "weight_decay")
 PAPER = {
     "objective.prior": "gaussian",
     "objective.variance": 0.1,

@@ -49,6 +49,7 @@ def _locomotion() -> Config:
         objective=ObjectiveConfig(prior="uniform", temperature=0.05, caution=0.1),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members"),
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False, step_size=0.25),
+        dynamics=DynamicsConfig(),
         critic=CriticConfig(batch_size=256, target_step=0.005, imagined=0.1, control="slow"),
         training=TrainingConfig(seed_steps=1000, target_steps=0.5, control_stretch=500),
     )
