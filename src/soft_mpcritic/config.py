@@ -232,7 +232,7 @@ class Config:
     planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(iterations=2))
     target_planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(num_samples=16))
     dynamics: DynamicsConfig = field(default_factory=lambda: DynamicsConfig(layer_norm=True, average_step=0.01))
-    critic: CriticConfig = field(default_factory=CriticConfig)
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(control="slow"))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
 

@@ -1,10 +1,12 @@
 """What is learned of the system: an ensemble of one-step models, and the scales of what they see."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from soft_mpcritic.config import DynamicsConfig
@@ -79,3 +81,15 @@ def dynamics_loss(
     predictions = jax.vmap(lambda member, rows: member(rows))(members, inputs)
     errors = jnp.mean((predictions - targets) ** 2, axis=(1, 2))
     return jnp.sum(errors), errors
+
+
+def dynamics_optimizer(config: DynamicsConfig) -> optax.GradientTransformation:
+    """Adam, or AdamW where weights are to decay (Loshchilov & Hutter, 2019)."""
+    if config.weight_decay == 0:
+        return optax.adam(config.learning_rate)
+    return optax.adamw(config.learning_rate, weight_decay=config.weight_decay, mask=_matrices)
+
+
+def _matrices(networks: Any) -> Any:
+    """Which parameters decay. Offsets and scales have nothing to overfit with."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.GetAttrKey("weight"), networks)

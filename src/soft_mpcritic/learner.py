@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.agent_state import AgentState, LearningMetrics
 from soft_mpcritic.config import Config
-from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss
+from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss, dynamics_optimizer
 from soft_mpcritic.goal import GoalErrors, LearnedGoal
 from soft_mpcritic.math import polyak
 from soft_mpcritic.networks import MLP
@@ -222,10 +222,7 @@ class Learner:
 
     @cached_property
     def _dynamics_optimizer(self) -> optax.GradientTransformation:
-        config = self._config.dynamics
-        if config.weight_decay == 0:
-            return optax.adam(config.learning_rate)
-        return optax.adamw(config.learning_rate, weight_decay=config.weight_decay, mask=_decayed)
+        return dynamics_optimizer(self._config.dynamics)
 
     @cached_property
     def _critic_optimizer(self) -> optax.GradientTransformation:
@@ -248,11 +245,6 @@ def _descend(
     sound = jnp.isfinite(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
     networks = jax.tree.map(lambda p, c: p + jnp.where(sound, step_size * c, 0.0), networks, change)
     return networks, jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state), sound
-
-
-def _decayed(networks: Any) -> Any:
-    """Which parameters decay: the matrices. Offsets and scales have nothing to overfit with."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == jax.tree_util.GetAttrKey("weight"), networks)
 
 
 def _params(networks: MLP) -> Any:
