@@ -139,7 +139,7 @@ def test_what_a_time_limit_cut_off_is_an_error_of_at_most_its_weight():
     agent, state = make()
     networks = linear_networks(np.zeros((1, 3)), np.full((2, 1), 10.0))
     critic = dataclasses.replace(state.models.critic, networks=networks)
-    state = dataclasses.replace(state, models=dataclasses.replace(state.models, critic=critic))
+    state = dataclasses.replace(state, models=dataclasses.replace(state.models, critic=critic, target_critic=critic))
     (episode,) = played((60,))
     values = Diagnostics(agent, EFFORT)(state, [episode._replace(reward=np.ones(60, np.float32))]).values
     lacking = np.sort((values.q - values.ret) / 10)

@@ -20,7 +20,7 @@ from tests.systems import small_config, untrained_run
 
 ENV_ID = "InvertedDoublePendulum-v5"
 OBS = np.linspace(-0.1, 0.1, 9)
-OTHERS = {"planner.horizon": 1, "planner.num_samples": 7, "objective.temperature": 2.5, "critic.control": "slow"}
+OTHERS = {"planner.horizon": 1, "planner.num_samples": 7, "objective.temperature": 2.5, "critic.control": "newest"}
 TOLD = [word for name, value in OTHERS.items() for word in ("--set", f"{name}={value}")]
 
 
