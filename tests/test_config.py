@@ -66,6 +66,7 @@ REFUSED = [
     (CriticConfig, "support", (1.0, 1.0)),
     (CriticConfig, "support", (2.0, -2.0)),
     (CriticConfig, "unit", "metre"),
+    (DynamicsConfig, "learning_rate", math.nan),
     (DynamicsConfig, "weight_decay", -0.1),
     (DynamicsConfig, "weight_decay", 1000.0),
     (DynamicsConfig, "average_step", 0.0),

@@ -113,11 +113,11 @@ class DynamicsConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check(self.members >= 1, "members", "be >= 1", self.members, "1 is a single model, 4 the paper's ensemble")
-        decays = math.isfinite(self.weight_decay) and 0 <= self.weight_decay * self.learning_rate < 1
-        check(decays, "weight_decay", "lie in [0, 1 / learning_rate)", self.weight_decay, "try 0.3")
         steps = 0 < self.average_step <= 1
         check(steps, "average_step", "lie in (0, 1]", self.average_step, "1 is the newest weights, 0.01 their mean")
         _check_network(self.width, self.depth, self.learning_rate, self.batch_size)
+        decays = math.isfinite(self.weight_decay) and 0 <= self.weight_decay * self.learning_rate < 1
+        check(decays, "weight_decay", "lie in [0, 1 / learning_rate)", self.weight_decay, "try 0.3")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ WITHIN: dict[str, st.SearchStrategy[Any]] = {  # what a tiny run can afford; the
     "dynamics.members": st.integers(1, 5),
     "dynamics.depth": st.integers(1, 4),
     "dynamics.learning_rate": st.floats(1e-8, 1.0),
+    "dynamics.weight_decay": st.floats(0, 0.99),
+    "dynamics.average_step": st.floats(1e-6, 1.0),
     "dynamics.batch_size": st.integers(1, 33),
     "critic.learning_rate": st.floats(1e-8, 1.0),
     "critic.batch_size": st.integers(1, 33),
