@@ -200,7 +200,8 @@ def test_the_figures_tell_what_is_still_wrong(learner):
     assert 0 < float(figures.reward_error) < 0.3
     assert 0 < float(figures.termination_loss) < 0.03
     fresh_goal = jit(agent.init)(jax.random.key(1)).models.goal
-    spoilt = dataclasses.replace(state, models=dataclasses.replace(state.models, goal=fresh_goal))
+    models = dataclasses.replace(state.models, goal=fresh_goal)
+    spoilt = dataclasses.replace(state, models=models, goal_newest=fresh_goal.network)
     _, worse = jit(agent.learner.update)(spoilt)
     assert float(worse.reward_error) > 10
     assert float(worse.termination_loss) > 3 * float(figures.termination_loss)
