@@ -69,8 +69,8 @@ class EnsembleDynamics(eqx.Module):
     @staticmethod
     def init(key: PRNGKeyArray, inputs: int, outputs: int, config: DynamicsConfig) -> "EnsembleDynamics":
         """`inputs` and `outputs` are the sizes of the rows that the networks see and predict."""
-        shape = {"width": config.width, "depth": config.depth, "layer_norm": config.layer_norm}
-        members = init_ensemble(key, config.members, inputs, outputs, **shape)
+        width, depth, layer_norm = config.width, config.depth, config.layer_norm
+        members = init_ensemble(key, config.members, inputs, outputs, width=width, depth=depth, layer_norm=layer_norm)
         return EnsembleDynamics(members)
 
 
