@@ -231,8 +231,10 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(iterations=2))
     target_planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(num_samples=16))
-    dynamics: DynamicsConfig = field(default_factory=lambda: DynamicsConfig(layer_norm=True, average_step=0.01))
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(control="slow"))
+    dynamics: DynamicsConfig = field(
+        default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, average_step=0.01)
+    )
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, control="slow"))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
 
