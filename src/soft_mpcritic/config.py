@@ -232,9 +232,9 @@ class Config:
     planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(iterations=2))
     target_planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(num_samples=16))
     dynamics: DynamicsConfig = field(
-        default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, average_step=0.01)
+        default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, learning_rate=2e-3, average_step=0.01)
     )
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, control="slow"))
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, control="slow"))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
 
