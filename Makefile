@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
-STEPS ?= 5000
+STEPS ?= 2500
 
 .PHONY: demo test test-slow lint docs wheel-check clean
 
