@@ -231,6 +231,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(iterations=2))
     target_planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(num_samples=16))
+    # Half of the sections' width wants twice their step sizes.
     dynamics: DynamicsConfig = field(
         default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, learning_rate=2e-3, average_step=0.01)
     )
