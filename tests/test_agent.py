@@ -255,6 +255,21 @@ def test_the_target_network_moves_only_when_due():
     assert np.any(np.asarray(one != two))
 
 
+@pytest.mark.parametrize(("done", "factor"), [(0, 1.0), (100, 1.0), (400, 0.5), (10_000, 0.1)])
+def test_steps_of_the_critic_settle_as_one_over_the_root_of_the_updates_done(done, factor):
+    def moved(settle_after: int) -> list[np.ndarray]:
+        agent, state = make(critic__settle_after=settle_after)
+        before = dataclasses.replace(filled(agent, state), updates=jnp.array(done))
+        after, _ = jit(agent.learner.update)(before)
+        old, new = (jax.tree.leaves(state.models.critic.networks) for state in (before, after))
+        return [np.asarray(b - a) for a, b in zip(old, new, strict=True)]
+
+    whole, settled = moved(0), moved(100)
+    for a, b in zip(whole, settled, strict=True):
+        np.testing.assert_allclose(b, factor * a, atol=2e-7)
+    assert max(np.abs(change).max() for change in whole) > 1e-4
+
+
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
     runs = [learn(SYSTEM, small_config(), jax.random.key(seed), 60) for seed in (3, 3, 4)]
     one, same, other = ([np.asarray(x) for x in jax.tree.leaves(run.models)] for run in runs)
@@ -403,3 +418,19 @@ def test_hidden_positions_reach_the_reward_but_no_network():
         here = plan(models, jax.random.key(1), obs, start)
         there = plan(models, jax.random.key(1), obs + jnp.array([[4.0, 0.0]]), start)
         assert np.allclose(here.value, there.value, atol=1e-4) == (not seen)
+
+
+def test_a_turn_more_changes_neither_plan_nor_value_where_angles_are_wrapped():
+    spec = TaskSpec(lambda s, a, n: n[:, 1] - s[:, 1], never, positions=(0,), angles=(1,))
+    system = System(lambda s, a: s, spec, obs_size=3)
+    obs = jnp.array([[0.0, 0.3, 0.5], [0.0, -2.0, 0.1]])
+    for wrapped in (False, True):
+        agent = Agent(system.task, small_config(training__wrap_angles=wrapped))
+        models = jit(agent.init)(jax.random.key(0)).models
+        start = jnp.zeros((2, agent.config.planner.horizon + 1, 1))
+        plan = jit(agent.planner.plan)
+        here = plan(models, jax.random.key(1), obs, start)
+        there = plan(models, jax.random.key(1), obs + jnp.array([[0.0, 2 * jnp.pi, 0.0]]), start)
+        elsewhere = plan(models, jax.random.key(1), obs + jnp.array([[0.0, 1.0, 0.0]]), start)
+        assert np.allclose(here.value, there.value, atol=1e-4) == wrapped
+        assert not np.allclose(here.value, elsewhere.value, atol=1e-4)

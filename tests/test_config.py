@@ -42,6 +42,7 @@ REFUSED = [
     (PlannerConfig, "num_samples", 0),
     (PlannerConfig, "iterations", 0),
     (PlannerConfig, "sampler", "halton"),
+    (CriticConfig, "settle_after", -1),
     (PlannerConfig, "step_size", 0.0),
     (PlannerConfig, "step_size", 1.1),
     (PlannerConfig, "step_size", math.nan),

@@ -276,3 +276,26 @@ def test_tasks_know_their_sizes_and_boxes(env_id, obs_size, action_size, highest
     task = make_task(env_id)
     assert (task.obs_size, task.action_size) == (obs_size, action_size)
     assert task.action_low == (-highest,) * action_size and task.action_high == (highest,) * action_size
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id, spec in TASKS.items() if spec.angles])
+def test_a_turn_more_of_an_angle_without_bounds_changes_nothing(env_id):
+    """Steps from both lead equally far, and earn the same, up to what MuJoCo's solver makes of the rounding."""
+    task, rng = make_task(env_id), np.random.default_rng(0)
+    envs: list[Any] = [task.make_env(), task.make_env()]
+    turn = np.zeros(task.obs_size)
+    turn[list(task.spec.angles)] = 2 * np.pi
+    for _ in range(20):
+        for env in envs:
+            env.reset(seed=3)
+        plant = envs[0].unwrapped
+        positions = plant.data.qpos + rng.normal(size=plant.model.nq)
+        speeds = rng.normal(size=plant.model.nv)
+        action = rng.uniform(task.action_low, task.action_high).astype(np.float32)
+        outcomes = []
+        for env, turned in zip(envs, (0.0, turn[: plant.model.nq]), strict=True):
+            env.unwrapped.set_state(positions + turned, speeds)
+            outcomes.append(env.step(action)[:2])
+        (obs, reward), (turned_obs, turned_reward) = outcomes
+        np.testing.assert_allclose(turned_obs - turn, obs, atol=1e-6)
+        np.testing.assert_allclose(turned_reward, reward, atol=1e-6)

@@ -139,6 +139,7 @@ class CriticConfig:
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
+    settle_after: int = 0  # updates after which the step size falls as one over their root; 0: it never does
     control: Literal["newest", "slow"] = "newest"  # which copy does deterministic control ask: this, or the target's?
 
     def __post_init__(self) -> None:
@@ -148,6 +149,7 @@ class CriticConfig:
         check(self.target_every >= 1, "target_every", "be >= 1", self.target_every, "use 1 for every update")
         imagines = 0 <= self.imagined <= 0.5
         check(imagines, "imagined", "lie in [0, 0.5]", self.imagined, "each begins at a step that was experienced")
+        check(self.settle_after >= 0, "settle_after", "be >= 0", self.settle_after, "use 0 for steps of one size")
         check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
         check(_positive(self.scale), "scale", "be > 0", self.scale, "use the size of a usual reward")
         pair = isinstance(self.support, tuple) and [isinstance(end, int | float) for end in self.support] == [True] * 2
@@ -172,6 +174,7 @@ class TrainingConfig:
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
     control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
+    wrap_angles: bool = False  # do the networks see angles without bounds as cosine and sine?
     log_every: int = 500
     evaluate_every: int = 2_500
     evaluation_episodes: int = 10
@@ -235,8 +238,10 @@ class Config:
     dynamics: DynamicsConfig = field(
         default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, learning_rate=2e-3, average_step=0.01)
     )
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, control="slow"))
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    critic: CriticConfig = field(
+        default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, settle_after=2500, control="slow")
+    )
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(wrap_angles=True))
     parts: PartsConfig = field(default_factory=PartsConfig)
 
     def __post_init__(self) -> None:

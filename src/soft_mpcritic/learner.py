@@ -110,7 +110,7 @@ class Learner:
 
         (loss, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(models.critic.networks)
         networks, optimizer, sound = _descend(
-            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, state.health.step_size
+            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, self._critic_step(state)
         )
         due = (state.updates + 1) % config.target_every == 0
         target_step = jnp.where(due, config.target_step, 0.0)
@@ -194,6 +194,16 @@ class Learner:
         models = dataclasses.replace(models, goal=LearnedGoal(asked, goal.reward_scale))
         state = dataclasses.replace(state, models=models, goal_optimizer=optimizer, goal_newest=newest)
         return state, errors, sound
+
+    def _critic_step(self, state: AgentState) -> Float[Array, ""]:
+        """The factor of the critic's step size: 1, then falling as steps must for noise to average out (Robbins-Monro).
+
+        Steps of one size keep Q wandering about the values that it has long found, and control with it.
+        """
+        after = self._config.critic.settle_after
+        if after == 0:
+            return state.health.step_size
+        return state.health.step_size * jnp.sqrt(jnp.minimum(1.0, after / jnp.maximum(state.updates, 1)))
 
     def _averaged(self, mean: MLP, network: MLP, updates: Int[Array, ""]) -> tuple[MLP, MLP | None]:
         """What planning asks once `network` was learned, and what learns on, where that is not the same.

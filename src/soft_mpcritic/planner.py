@@ -76,7 +76,7 @@ class Planner:
         """Fresh networks and statistics that have seen nothing."""
         config, size = self.config, self.task.obs_size
         dynamics_key, critic_key = jax.random.split(key)
-        inputs = len(self._visible) + self.task.action_size
+        inputs = self._feature_size + self.task.action_size
         critic = SoftQ.init(critic_key, inputs, config.objective.discount, config.critic)
         return Models(
             dynamics=EnsembleDynamics.init(dynamics_key, inputs, size, config.dynamics),
@@ -90,7 +90,7 @@ class Planner:
     def _init_goal(self, key: PRNGKeyArray) -> LearnedGoal | None:
         if not self._learned_goal:
             return None
-        return LearnedGoal.init(key, 2 * len(self._visible) + self.task.action_size, self.config.dynamics)
+        return LearnedGoal.init(key, 2 * self._feature_size + self.task.action_size, self.config.dynamics)
 
     def plan(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
@@ -234,8 +234,15 @@ class Planner:
         return obs if nominal is None else nominal(obs, self.to_env(action))
 
     def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
-        """What the networks see of an observation: scaled, and without the task's positions unless asked for."""
-        return models.obs_scale.normalize(obs)[:, jnp.array(self._visible)]
+        """What the networks see of an observation: scaled, and without the task's positions unless asked for.
+
+        Angles without bounds can be seen as points on the circle: nothing learned at one turn is lost at the next.
+        """
+        scaled = models.obs_scale.normalize(obs)[:, jnp.array(self._visible, jnp.int32)]
+        if not self._angles:
+            return scaled
+        turned = obs[:, jnp.array(self._angles, jnp.int32)]
+        return jnp.concatenate([scaled, jnp.cos(turned), jnp.sin(turned)], axis=-1)
 
     def to_env(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
         """From the library's box [-1, 1] to the task's own."""
@@ -252,8 +259,18 @@ class Planner:
 
     @cached_property
     def _visible(self) -> tuple[int, ...]:
+        """The components that the networks see as they are, but for their scale."""
         hidden = () if self.config.training.observe_position else self.task.spec.positions
-        return tuple(i for i in range(self.task.obs_size) if i not in hidden)
+        return tuple(i for i in range(self.task.obs_size) if i not in (*hidden, *self._angles))
+
+    @property
+    def _angles(self) -> tuple[int, ...]:
+        """The components that they see on the circle."""
+        return self.task.spec.angles if self.config.training.wrap_angles else ()
+
+    @property
+    def _feature_size(self) -> int:
+        return len(self._visible) + 2 * len(self._angles)
 
 
 def make_scenarios(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = NOTHING_OWN) -> Scenarios:

@@ -51,7 +51,7 @@ def _locomotion() -> Config:
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False, step_size=0.25),
         dynamics=DynamicsConfig(),
         critic=CriticConfig(batch_size=256, target_step=0.005, imagined=0.1, control="slow"),
-        training=TrainingConfig(seed_steps=1000, target_steps=0.5, control_stretch=500),
+        training=TrainingConfig(seed_steps=1000, target_steps=0.5, control_stretch=500, wrap_angles=True),
     )
 
 

@@ -88,15 +88,15 @@ def ant_reward(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
     return speed + ant_healthy(next_obs) - 0.5 * squares(action) - 5e-4 * squares(contact)
 
 
-def _on_track(reward: Reward, termination: Termination, *positions: int) -> TaskSpec:
+def _on_track(reward: Reward, termination: Termination, *positions: int, angles: tuple[int, ...] = ()) -> TaskSpec:
     shown = {"exclude_current_positions_from_observation": False}
-    return TaskSpec(reward, termination, env_options=shown, positions=positions, total_steps=200_000)
+    return TaskSpec(reward, termination, env_options=shown, positions=positions, angles=angles, total_steps=200_000)
 
 
 LOCOMOTION = {
     "Hopper-v5": _on_track(hopper_reward, Fallen(hopper_healthy), 0),
     "Walker2d-v5": _on_track(walker_reward, Fallen(walker_healthy), 0),
-    "HalfCheetah-v5": _on_track(cheetah_reward, never, 0),
-    "Swimmer-v5": _on_track(swimmer_reward, never, 0, 1),
+    "HalfCheetah-v5": _on_track(cheetah_reward, never, 0, angles=(2,)),  # how far it has tumbled over
+    "Swimmer-v5": _on_track(swimmer_reward, never, 0, 1, angles=(2,)),  # where it heads
     "Ant-v5": _on_track(ant_reward, Fallen(ant_healthy), 0, 1),
 }

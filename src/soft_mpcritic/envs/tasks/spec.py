@@ -23,6 +23,7 @@ class TaskSpec:
     termination: Termination
     env_options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # for gymnasium.make
     positions: tuple[int, ...] = ()  # components that only the reward needs: absolute positions along a track
+    angles: tuple[int, ...] = ()  # components that are angles without bounds: a turn more changes nothing
     total_steps: int = 100_000  # a training budget that suffices
     nominal: Dynamics | None = None  # physics as far as they are known
 
