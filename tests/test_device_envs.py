@@ -244,6 +244,18 @@ def test_episodes_end_and_start_within_a_step():
     assert len(np.unique(first)) == 2  # every environment and every episode draws its own start
 
 
+@pytest.mark.parametrize(("limit", "length"), [(0, 3), (2, 2), (9, 3)])
+def test_episodes_can_be_cut_before_the_task_ends_them(limit, length):
+    vector = DeviceVector(Counter(), 1, limit)
+    state, _ = vector.reset(jax.random.key(0))
+    done = []
+    for _ in range(6):
+        state, experience = jit(vector.step)(state, jnp.ones((1, 1)))
+        assert not experience.terminated[0]
+        done.append(bool(experience.done[0]))
+    assert done == [(time + 1) % length == 0 for time in range(6)]
+
+
 def test_snapshots_bring_a_vector_back_to_the_bit():
     vector = DeviceVector(make_device_env("CartPoleSwingUp"), 3)
     step, actions = jit(vector.step), jnp.full((3, 1), 0.3)

@@ -167,6 +167,13 @@ def test_several_environments_count_every_step(tmp_path: Path):
     assert int(final_arrays(tmp_path / "four")[".replay.size"]) == 88
 
 
+def test_who_trains_in_short_episodes_is_evaluated_in_whole_ones(tmp_path: Path):
+    run(tmp_path / "short", 88, small_config(training__episode_steps=3))
+    returns = [float(row["train_return"]) for row in read_table(tmp_path / "short" / "metrics.csv")]
+    assert all(0 < earned < 3 * 9.4 for earned in returns)
+    assert all(int(row["length"]) > 3 for row in read_table(tmp_path / "short" / "evaluations.csv"))
+
+
 def test_resume_refuses_changed_settings_and_keeps_the_folder(uninterrupted: Path):
     with pytest.raises(ConfigError, match=r"planner\.horizon was 4 and cannot become 2"):
         run(uninterrupted, 110, small_config(planner__horizon=2), resume=True)

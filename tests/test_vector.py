@@ -75,8 +75,9 @@ def test_experience_is_that_of_the_raw_environment():
     assert ends >= 2
 
 
-def test_a_time_limit_ends_an_episode_without_terminating_it():
-    envs, raw = EnvVector(PENDULUM, 1, max_episode_steps=3), PENDULUM.make_env(max_episode_steps=3)
+@pytest.mark.parametrize("limit", [{"max_episode_steps": 3}, {"episode_steps": 3}])
+def test_a_time_limit_ends_an_episode_without_terminating_it(limit):
+    envs, raw = EnvVector(PENDULUM, 1, **limit), PENDULUM.make_env(max_episode_steps=3)
     envs.reset(SEED)
     raw.reset(seed=SEED)
     still = np.zeros((1, 1), np.float32)
@@ -88,6 +89,16 @@ def test_a_time_limit_ends_an_episode_without_terminating_it():
     np.testing.assert_array_equal(experience[-1].start_obs[0], raw.reset()[0].astype(np.float32))
     envs.close()
     raw.close()
+
+
+def test_a_cut_episode_is_cut_as_soon_when_it_is_gone_on_with():
+    for before in range(5):
+        envs, restored = (EnvVector(PENDULUM, 1, episode_steps=5) for _ in range(2))
+        envs.reset(SEED)
+        still = np.zeros((5, 1, 1), np.float32)
+        run(envs, still[:before])
+        restored.restore(envs.snapshot())
+        assert [bool(e.done[0]) for e in run(restored, still)] == [time == 4 - before for time in range(5)]
 
 
 @pytest.mark.parametrize("steps_before", [0, 3, 45])

@@ -174,6 +174,7 @@ class TrainingConfig:
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
     control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
+    episode_steps: int = 0  # after which episodes of training are cut, to start anew; 0: where the task ends them
     wrap_angles: bool = False  # do the networks see angles without bounds as cosine and sine?
     log_every: int = 500
     evaluate_every: int = 2_500
@@ -192,6 +193,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check(self.seed_steps >= 0, "seed_steps", "be >= 0", self.seed_steps, "use 0 to learn from step 1")
+        check(self.episode_steps >= 0, "episode_steps", "be >= 0", self.episode_steps, "use 0 for the task's own limit")
         holds = math.isfinite(self.seed_hold) and self.seed_hold >= 1
         check(holds, "seed_hold", "be >= 1 steps", self.seed_hold, "1 draws anew at every step")
         check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")

@@ -95,6 +95,7 @@ class Run:
             training.vectorization,
             forgiving=True,
             timeout=training.step_timeout,
+            episode_steps=training.episode_steps,
         )
         self._evaluator = Evaluator(self._agent, training.step_timeout)
         self._diagnostics = Diagnostics(self._agent)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 
 from soft_mpcritic.envs.device import HostedVector, make_device_env
 from soft_mpcritic.envs.guard import FAULT, EnvironmentFaultError, Guarded
@@ -86,7 +87,8 @@ class EnvVector:
 
     An environment that does something wrong has its episode cut. With `forgiving`, `step` leaves what was wrong in
     `faults`; without, it raises `EnvironmentFaultError`. One that does not answer within `timeout` seconds is replaced;
-    0 waits for ever. `options` go to `gymnasium.make`.
+    0 waits for ever. Episodes are cut after `episode_steps`, if the task does not end them before; 0 never does.
+    `options` go to `gymnasium.make`.
     """
 
     def __init__(
@@ -97,10 +99,15 @@ class EnvVector:
         *,
         forgiving: bool = False,
         timeout: float = 0.0,
+        episode_steps: int = 0,
         **options: Any,
     ) -> None:
+        def make() -> gym.Env:
+            env = task.make_env(**options)
+            return TimeLimit(env, episode_steps) if episode_steps else env
+
         def maker(index: int):
-            return lambda: Guarded(lambda: Resumable(task.make_env(**options), index), index, timeout)
+            return lambda: Guarded(lambda: Resumable(make(), index), index, timeout)
 
         # A goal of one's own is JAX's, which does not survive in a forked process.
         spawning = partial(AsyncVectorEnv, context="spawn" if task.judged else None)

@@ -63,6 +63,7 @@ class DeviceVector:
 
     env: DeviceEnv
     num_envs: int = 1
+    episode_steps: int = 0  # after which episodes are cut, if the task does not end them before; 0: never
 
     def reset(self, key: PRNGKeyArray) -> tuple[VectorState, Float[Array, "E S"]]:
         """First states and observations."""
@@ -98,8 +99,8 @@ class DeviceVector:
         self, state: VectorState, outcome: Outcome, cut: Bool[Array, " E"] | None = None
     ) -> tuple[VectorState, Experience]:
         """What `outcome` [E] leads to: new episodes where one is over, or is to be `cut`."""
-        time = state.time + 1
-        done = outcome.terminated | (time >= self.env.max_steps)
+        time, longest = state.time + 1, self.env.max_steps
+        done = outcome.terminated | (time >= min(self.episode_steps or longest, longest))
         done = done if cut is None else done | cut
         fresh = jax.vmap(self.env.reset)(state.key)  # the same ones until they are needed
         envs, start_obs = jax.tree.map(
