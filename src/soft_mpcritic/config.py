@@ -139,7 +139,7 @@ class CriticConfig:
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
-    settle_after: int = 0  # updates after which the step size falls as one over their root; 0: it never does
+    settle_after: int = 0  # updates after which this and the target's step fall as one over a root; 0: they never do
     control: Literal["newest", "slow"] = "newest"  # which copy does deterministic control ask: this, or the target's?
 
     def __post_init__(self) -> None:

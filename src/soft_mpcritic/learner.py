@@ -109,11 +109,13 @@ class Learner:
             return critic.loss(features, batch.action, target, weight)
 
         (loss, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(models.critic.networks)
+        settling = self._settling(state.updates)
+        step_size = settling * state.health.step_size
         networks, optimizer, sound = _descend(
-            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, self._critic_step(state)
+            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, step_size
         )
         due = (state.updates + 1) % config.target_every == 0
-        target_step = jnp.where(due, config.target_step, 0.0)
+        target_step = jnp.where(due, settling * config.target_step, 0.0)
         models = dataclasses.replace(
             models,
             critic=dataclasses.replace(models.critic, networks=networks),
@@ -195,15 +197,14 @@ class Learner:
         state = dataclasses.replace(state, models=models, goal_optimizer=optimizer, goal_newest=newest)
         return state, errors, sound
 
-    def _critic_step(self, state: AgentState) -> Float[Array, ""]:
-        """The factor of the critic's step size: 1, then falling as steps must for noise to average out (Robbins-Monro).
+    def _settling(self, updates: Int[Array, ""]) -> Float[Array, ""]:
+        """The factor of both steps of the critic, its own and its slow copy's: 1, then falling as one over a root.
 
-        Steps of one size keep Q wandering about the values that it has long found, and control with it.
+        Steps of one size keep Q wandering about the values that it has long found, and control with it; they must fall
+        for noise to average out (Robbins & Monro, 1951).
         """
         after = self._config.critic.settle_after
-        if after == 0:
-            return state.health.step_size
-        return state.health.step_size * jnp.sqrt(jnp.minimum(1.0, after / jnp.maximum(state.updates, 1)))
+        return jnp.sqrt(jnp.minimum(1.0, after / jnp.maximum(updates, 1))) if after else jnp.ones(())
 
     def _averaged(self, mean: MLP, network: MLP, updates: Int[Array, ""]) -> tuple[MLP, MLP | None]:
         """What planning asks once `network` was learned, and what learns on, where that is not the same.
