@@ -43,7 +43,8 @@ def _locomotion() -> Config:
     search finds what the newest one's last updates got wrong. Every other stretch of training acts as control does, so
     that it is learned where control leads; in the others, half of the steps act as targets suppose, so that the data
     hold what they imagine. Where only plans go, the models' own steps teach the critic. Ends are feared a little before
-    they are reached, as a fast gait leans right up to them.
+    they are reached, as a fast gait leans right up to them. Training starts anew every 200 steps: who has tipped over
+    would else learn to crawl first.
     """
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05, caution=0.1),
@@ -51,7 +52,9 @@ def _locomotion() -> Config:
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False, step_size=0.25),
         dynamics=DynamicsConfig(),
         critic=CriticConfig(batch_size=256, target_step=0.005, imagined=0.1, control="slow"),
-        training=TrainingConfig(seed_steps=1000, target_steps=0.5, control_stretch=500, wrap_angles=True),
+        training=TrainingConfig(
+            seed_steps=1000, target_steps=0.5, control_stretch=500, episode_steps=200, wrap_angles=True
+        ),
     )
 
 
