@@ -240,9 +240,7 @@ class Config:
     dynamics: DynamicsConfig = field(
         default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, learning_rate=2e-3, average_step=0.01)
     )
-    critic: CriticConfig = field(
-        default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, settle_after=2500, control="slow")
-    )
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, control="slow"))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(wrap_angles=True))
     parts: PartsConfig = field(default_factory=PartsConfig)
 
