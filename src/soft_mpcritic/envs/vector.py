@@ -102,12 +102,10 @@ class EnvVector:
         episode_steps: int = 0,
         **options: Any,
     ) -> None:
-        def make() -> gym.Env:
-            env = task.make_env(**options)
-            return TimeLimit(env, episode_steps) if episode_steps else env
-
         def maker(index: int):
-            return lambda: Guarded(lambda: Resumable(make(), index), index, timeout)
+            return lambda: Guarded(
+                lambda: Resumable(_limited(task.make_env(**options), episode_steps), index), index, timeout
+            )
 
         # A goal of one's own is JAX's, which does not survive in a forked process.
         spawning = partial(AsyncVectorEnv, context="spawn" if task.judged else None)
@@ -183,6 +181,10 @@ class EnvVector:
 
     def close(self) -> None:
         self._envs.close()
+
+
+def _limited(env: gym.Env, episode_steps: int) -> gym.Env:
+    return TimeLimit(env, episode_steps) if episode_steps else env
 
 
 def make_vector(task: Task, num_envs: int, timeout: float = 0.0) -> Vector:
