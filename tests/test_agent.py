@@ -255,27 +255,6 @@ def test_the_target_network_moves_only_when_due():
     assert np.any(np.asarray(one != two))
 
 
-@pytest.mark.parametrize(("done", "factor"), [(0, 1.0), (100, 1.0), (400, 0.5), (10_000, 0.1)])
-def test_both_steps_of_the_critic_settle_as_one_over_the_root_of_the_updates_done(done, factor):
-    def moved(settle_after: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        agent, state = make(critic__settle_after=settle_after, critic__target_step=0.1)
-        before = dataclasses.replace(filled(agent, state), updates=jnp.array(done))
-        after, _ = jit(agent.learner.update)(before)
-
-        def change(of: str) -> list[np.ndarray]:
-            old, new = (jax.tree.leaves(getattr(s.models, of).networks) for s in (before, after))
-            return [np.asarray(b - a) for a, b in zip(old, new, strict=True)]
-
-        return change("critic"), change("target_critic")
-
-    (whole, whole_slow), (settled, settled_slow) = moved(0), moved(100)
-    for a, b in zip(whole, settled, strict=True):
-        np.testing.assert_allclose(b, factor * a, atol=2e-7)
-    for a, b in zip(whole_slow, settled_slow, strict=True):  # a share of a step, and that of both has fallen
-        np.testing.assert_allclose(b, factor**2 * a, atol=2e-7)
-    assert max(np.abs(change).max() for change in whole_slow) > 1e-5
-
-
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
     runs = [learn(SYSTEM, small_config(), jax.random.key(seed), 60) for seed in (3, 3, 4)]
     one, same, other = ([np.asarray(x) for x in jax.tree.leaves(run.models)] for run in runs)

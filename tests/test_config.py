@@ -42,7 +42,6 @@ REFUSED = [
     (PlannerConfig, "num_samples", 0),
     (PlannerConfig, "iterations", 0),
     (PlannerConfig, "sampler", "halton"),
-    (CriticConfig, "settle_after", -1),
     (TrainingConfig, "episode_steps", -1),
     (PlannerConfig, "step_size", 0.0),
     (PlannerConfig, "step_size", 1.1),

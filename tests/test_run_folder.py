@@ -338,6 +338,7 @@ def test_settings_of_earlier_versions_are_read_under_the_names_of_this_one(folde
         del record["settings"][planner]["scenarios"]
     record["settings"]["objective"]["scenarios"] = "per_sample"
     record["settings"]["training"]["critic_steps"] = 0.5
+    record["settings"]["critic"]["settle_after"] = 2500
     record["settings"]["critic"]["symlog"] = False
     (folder.path / "config.json").write_text(json.dumps(record))
     config = folder.read_settings().config

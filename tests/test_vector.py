@@ -99,6 +99,8 @@ def test_a_cut_episode_is_cut_as_soon_when_it_is_gone_on_with():
         run(envs, still[:before])
         restored.restore(envs.snapshot())
         assert [bool(e.done[0]) for e in run(restored, still)] == [time == 4 - before for time in range(5)]
+        envs.close()
+        restored.close()
 
 
 @pytest.mark.parametrize("steps_before", [0, 3, 45])

@@ -139,7 +139,6 @@ class CriticConfig:
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
-    settle_after: int = 0  # updates after which this and the target's step fall as one over a root; 0: they never do
     control: Literal["newest", "slow"] = "newest"  # which copy does deterministic control ask: this, or the target's?
 
     def __post_init__(self) -> None:
@@ -149,7 +148,6 @@ class CriticConfig:
         check(self.target_every >= 1, "target_every", "be >= 1", self.target_every, "use 1 for every update")
         imagines = 0 <= self.imagined <= 0.5
         check(imagines, "imagined", "lie in [0, 0.5]", self.imagined, "each begins at a step that was experienced")
-        check(self.settle_after >= 0, "settle_after", "be >= 0", self.settle_after, "use 0 for steps of one size")
         check(self.bins >= 2, "bins", "be >= 2", self.bins, "try 101")
         check(_positive(self.scale), "scale", "be > 0", self.scale, "use the size of a usual reward")
         pair = isinstance(self.support, tuple) and [isinstance(end, int | float) for end in self.support] == [True] * 2

@@ -109,13 +109,11 @@ class Learner:
             return critic.loss(features, batch.action, target, weight)
 
         (loss, values), gradient = jax.value_and_grad(loss_of, has_aux=True)(models.critic.networks)
-        settling = self._settling(state.updates)
-        step_size = settling * state.health.step_size
         networks, optimizer, sound = _descend(
-            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, step_size
+            self._critic_optimizer, gradient, state.critic_optimizer, models.critic.networks, state.health.step_size
         )
         due = (state.updates + 1) % config.target_every == 0
-        target_step = jnp.where(due, settling * config.target_step, 0.0)
+        target_step = jnp.where(due, config.target_step, 0.0)
         models = dataclasses.replace(
             models,
             critic=dataclasses.replace(models.critic, networks=networks),
@@ -196,15 +194,6 @@ class Learner:
         models = dataclasses.replace(models, goal=LearnedGoal(asked, goal.reward_scale))
         state = dataclasses.replace(state, models=models, goal_optimizer=optimizer, goal_newest=newest)
         return state, errors, sound
-
-    def _settling(self, updates: Int[Array, ""]) -> Float[Array, ""]:
-        """The factor of both steps of the critic, its own and its slow copy's: 1, then falling as one over a root.
-
-        Steps of one size keep Q wandering about the values that it has long found, and control with it; they must fall
-        for noise to average out (Robbins & Monro, 1951).
-        """
-        after = self._config.critic.settle_after
-        return jnp.sqrt(jnp.minimum(1.0, after / jnp.maximum(updates, 1))) if after else jnp.ones(())
 
     def _averaged(self, mean: MLP, network: MLP, updates: Int[Array, ""]) -> tuple[MLP, MLP | None]:
         """What planning asks once `network` was learned, and what learns on, where that is not the same.

@@ -211,6 +211,7 @@ def _upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
         if mode is not None:
             upgraded.setdefault(planner, {}).setdefault("scenarios", mode)
     upgraded.get("training", {}).pop("critic_steps", None)  # a share of steps on the critic alone, given up
+    upgraded.get("critic", {}).pop("settle_after", None)  # smaller and smaller steps, given up
     if upgraded.get("critic", {}).get("symlog") is False:  # given up; such a Q is not read any more
         del upgraded["critic"]["symlog"]
     return upgraded
