@@ -35,10 +35,12 @@ from tests.test_training import Silent, assert_same_run, final_arrays, without_t
 
 ENV_ID = "CartPoleSwingUp"
 STEPS = 110
+EPISODE_STEPS = 20  # of training; the task itself has a thousand
 
 
 def config(**changes: object) -> Config:
-    return small_config(training__backend="device", training__num_envs=2, **changes)
+    short = {"training__backend": "device", "training__num_envs": 2, "training__episode_steps": EPISODE_STEPS}
+    return small_config(**short, **changes)
 
 
 def run(
@@ -137,6 +139,9 @@ def test_a_run_folder_is_a_complete_run(single: Path):
     assert [int(row["env_step"]) for row in evaluations] == [50, 50, 100, 100, 110, 110]
     assert int(final_arrays(single)[".replay.size"]) == STEPS
     assert sorted(Checkpoints(RunFolder(single), 2).steps) == [80, 110]
+    lengths = {float(row["train_length"]) for row in rows}
+    assert EPISODE_STEPS in lengths and all(np.isnan(n) or n == EPISODE_STEPS for n in lengths)
+    assert all(int(row["length"]) > EPISODE_STEPS for row in evaluations)
 
 
 def test_seeds_side_by_side_do_not_touch_each_other_and_are_single_runs():
