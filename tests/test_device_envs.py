@@ -246,11 +246,11 @@ def test_episodes_end_and_start_within_a_step():
 
 @pytest.mark.parametrize(("limit", "length"), [(0, 3), (2, 2), (9, 3)])
 def test_episodes_can_be_cut_before_the_task_ends_them(limit, length):
-    vector = DeviceVector(Counter(), 1, limit)
+    vector = DeviceVector(Counter(), 1)
     state, _ = vector.reset(jax.random.key(0))
     done = []
     for _ in range(6):
-        state, experience = jit(vector.step)(state, jnp.ones((1, 1)))
+        state, experience, _ = jit(vector.guarded_step)(state, jnp.ones((1, 1)), jnp.array(limit))
         assert not experience.terminated[0]
         done.append(bool(experience.done[0]))
     assert done == [(time + 1) % length == 0 for time in range(6)]

@@ -18,7 +18,7 @@ from soft_mpcritic.agent import Agent, AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
-from soft_mpcritic.device_loop import DeviceLoop
+from soft_mpcritic.device_loop import DeviceLoop, Orders
 from soft_mpcritic.device_training import DeviceRun, train_on_device
 from soft_mpcritic.divergence import DivergenceError
 from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_env, make_task
@@ -106,7 +106,8 @@ def test_the_loop_is_the_agents_functions_one_after_another():
     for part in (due[:4], due[4:]):
         padded = part + [0] * (20 - len(part))
         at_random = np.array([updates is None for updates in padded])
-        state, _ = play(state, np.int32(len(part)), at_random, np.array([n or 0 for n in padded], np.int32))
+        orders = Orders(at_random, np.array([n or 0 for n in padded], np.int32), np.zeros(20, np.int32))
+        state, _ = play(state, np.int32(len(part)), orders)
 
     step, random_step, learn = jit(vector.step), jit(agent.random_step), jit(agent.learn)
     planned_step = jit(agent.planned_step, static_argnums=2)
@@ -154,12 +155,12 @@ def test_seeds_side_by_side_do_not_touch_each_other_and_are_single_runs():
     settings = fitted(config(), STEPS)
     loop = DeviceLoop(Agent(make_task(ENV_ID, "device"), settings), DeviceVector(make_device_env(ENV_ID), 2), 20)
     init = jax.jit(jax.vmap(loop.init))
-    play = jax.jit(jax.vmap(loop.play, in_axes=(0, None, None, None)))
+    play = jax.jit(jax.vmap(loop.play, in_axes=(0, None, None)))
     updates = np.array([0] * 9 + [5] + [2] * 10, np.int32)
 
     def after(steps: int, *seeds: int) -> dict[int, list[np.ndarray]]:
         states = init(jnp.stack([jax.random.key(seed) for seed in seeds]))
-        states, _ = play(states, np.int32(steps), updates == 0, updates)
+        states, _ = play(states, np.int32(steps), Orders(updates == 0, updates, np.zeros(20, np.int32)))
         kept = (states.agent.models, states.agent.replay, states.action, states.envs.envs)
         return {seed: [np.asarray(leaf[i]) for leaf in jax.tree.leaves(kept)] for i, seed in enumerate(seeds)}
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from soft_mpcritic.checkpoint import Checkpoints, pack
-from soft_mpcritic.config import Config, ConfigError
+from soft_mpcritic.config import Config, ConfigError, TrainingConfig
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.envs import EnvironmentFaultError
 from soft_mpcritic.files import read_table
+from soft_mpcritic.recording import Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import Run, load_state, prepare_run, train
 from soft_mpcritic.types import Episode
@@ -169,9 +170,17 @@ def test_several_environments_count_every_step(tmp_path: Path):
 
 def test_who_trains_in_short_episodes_is_evaluated_in_whole_ones(tmp_path: Path):
     run(tmp_path / "short", 88, small_config(training__episode_steps=3))
-    returns = [float(row["train_return"]) for row in read_table(tmp_path / "short" / "metrics.csv")]
-    assert all(0 < earned < 3 * 9.4 for earned in returns)
+    lengths = [float(row["train_length"]) for row in read_table(tmp_path / "short" / "metrics.csv")]
+    assert all(3 <= length <= 88 / 20 for length in lengths)
     assert all(int(row["length"]) > 3 for row in read_table(tmp_path / "short" / "evaluations.csv"))
+
+
+@pytest.mark.parametrize(
+    ("episode_steps", "step", "longest"),
+    [(0, 10**6, 0), (200, 1, 200), (200, 4_019, 200), (200, 4_020, 201), (200, 10**5, 5000)],
+)
+def test_episodes_may_be_longer_once_much_was_lived(episode_steps, step, longest):
+    assert Schedule(TrainingConfig(episode_steps=episode_steps), 10**6).longest_episode(step) == longest
 
 
 def test_resume_refuses_changed_settings_and_keeps_the_folder(uninterrupted: Path):

@@ -75,9 +75,11 @@ def test_experience_is_that_of_the_raw_environment():
     assert ends >= 2
 
 
-@pytest.mark.parametrize("limit", [{"max_episode_steps": 3}, {"episode_steps": 3}])
-def test_a_time_limit_ends_an_episode_without_terminating_it(limit):
-    envs, raw = EnvVector(PENDULUM, 1, **limit), PENDULUM.make_env(max_episode_steps=3)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_time_limit_ends_an_episode_without_terminating_it(cut):
+    envs = EnvVector(PENDULUM, 1) if cut else EnvVector(PENDULUM, 1, max_episode_steps=3)
+    envs.cut_after(3 if cut else 0)
+    raw = PENDULUM.make_env(max_episode_steps=3)
     envs.reset(SEED)
     raw.reset(seed=SEED)
     still = np.zeros((1, 1), np.float32)
@@ -93,7 +95,9 @@ def test_a_time_limit_ends_an_episode_without_terminating_it(limit):
 
 def test_a_cut_episode_is_cut_as_soon_when_it_is_gone_on_with():
     for before in range(5):
-        envs, restored = (EnvVector(PENDULUM, 1, episode_steps=5) for _ in range(2))
+        envs, restored = (EnvVector(PENDULUM, 1) for _ in range(2))
+        for vector in (envs, restored):
+            vector.cut_after(5)
         envs.reset(SEED)
         still = np.zeros((5, 1, 1), np.float32)
         run(envs, still[:before])
@@ -101,6 +105,19 @@ def test_a_cut_episode_is_cut_as_soon_when_it_is_gone_on_with():
         assert [bool(e.done[0]) for e in run(restored, still)] == [time == 4 - before for time in range(5)]
         envs.close()
         restored.close()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_where_episodes_are_cut_can_be_changed_while_they_run(vectorization):
+    envs, still = EnvVector(PENDULUM, 2, vectorization), np.zeros((2, 1), np.float32)
+    envs.reset(SEED)
+    done = []
+    for longest in (2, 2, 2, 4, 4, 4, 0, 0, 0, 0, 3):
+        envs.cut_after(longest)
+        done.append(envs.step(still).done.tolist())
+    assert [one for one, _ in done] == [other for _, other in done]
+    assert [at for at, (one, _) in enumerate(done) if one] == [1, 5, 10]
+    envs.close()
 
 
 @pytest.mark.parametrize("steps_before", [0, 3, 45])

@@ -172,7 +172,7 @@ class TrainingConfig:
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
     control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
-    episode_steps: int = 0  # after which episodes of training are cut, to start anew; 0: where the task ends them
+    episode_steps: int = 0  # after which training's first episodes are cut, to start anew; 0: where the task ends them
     wrap_angles: bool = False  # do the networks see angles without bounds as cosine and sine?
     log_every: int = 500
     evaluate_every: int = 2_500

@@ -30,6 +30,14 @@ class Rows(NamedTuple):
     figures: Float[AnyArray, "L F"]  # in the order of METRIC_NAMES
 
 
+class Orders(NamedTuple):
+    """What the host decides about L steps beforehand."""
+
+    at_random: Bool[AnyArray, " L"]  # act at random instead of planning?
+    updates: Int[AnyArray, " L"]  # gradient updates after the step
+    longest: Int[AnyArray, " L"]  # steps after which an episode is cut; 0: never
+
+
 @dataclass(frozen=True)
 class DeviceLoop:
     """One seed's loop as pure functions; vmap makes M of them."""
@@ -44,21 +52,19 @@ class DeviceLoop:
         agent, action = self.agent.begin(self.agent.init(key), obs)
         return LoopState(envs, agent, action)
 
-    def play(
-        self, state: LoopState, count: Int[Array, ""], at_random: Bool[Array, " L"], updates: Int[Array, " L"]
-    ) -> tuple[LoopState, Rows]:
+    def play(self, state: LoopState, count: Int[Array, ""], orders: Orders) -> tuple[LoopState, Rows]:
         """`count` steps of all environments, any number up to L with one compilation; the rest of the rows is empty.
 
-        Step i acts at random where `at_random[i]`, and is followed by `updates[i]` gradient updates. Under vmap over
-        seeds these are not to be mapped: the loop and its branches then stay what they are.
+        Under vmap over seeds `orders` are not to be mapped: the loop and its branches then stay what they are.
         """
         explore = self.agent.config.training.explore
 
         def advance(i: Array, carry: tuple[LoopState, Rows]) -> tuple[LoopState, Rows]:
             state, rows = carry
-            envs, experience, sound = self.envs.guarded_step(state.envs, state.action)
+            at_random, updates, longest = (of[i] for of in orders)
+            envs, experience, sound = self.envs.guarded_step(state.envs, state.action, longest)
             agent, action, figures = self.agent.step(
-                state.agent, experience, updates[i], explore, at_random[i], jnp.all(sound)
+                state.agent, experience, updates, explore, at_random, jnp.all(sound)
             )
             row = Rows(experience.reward, experience.done, sound, figures)
             rows = jax.tree.map(lambda column, value: column.at[i].set(value), rows, row)

@@ -15,7 +15,7 @@ from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState, Health, LearningMetrics
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import ConfigError
-from soft_mpcritic.device_loop import DeviceLoop, LoopState, Rows
+from soft_mpcritic.device_loop import DeviceLoop, LoopState, Orders, Rows
 from soft_mpcritic.diagnostics import Diagnostics, summarize
 from soft_mpcritic.divergence import DivergenceError, smaller_steps, way_back
 from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_env, make_task
@@ -70,11 +70,11 @@ class DeviceRun:
         parts = settings.parts.filled(config.parts)
         agent = Agent(make_task(settings.env_id, "device", parts), config, parts)
         env = make_device_env(settings.env_id, self._training.simulator)
-        envs = DeviceVector(env, self._training.num_envs, self._training.episode_steps)
+        envs = DeviceVector(env, self._training.num_envs)
         length = min(-(-self._training.log_every // envs.num_envs), LONGEST_CHUNK)
         self._loop = DeviceLoop(agent, envs, length)
         self._evaluator, self._diagnostics = Evaluator(agent), Diagnostics(agent)
-        self.play = jit(jax.vmap(self._loop.play, in_axes=(0, None, None, None)), donate_argnums=0)
+        self.play = jit(jax.vmap(self._loop.play, in_axes=(0, None, None)), donate_argnums=0)
         self._take = jit(lambda states, seed: jax.tree.map(lambda leaf: leaf[seed], states))
         keys = jnp.stack([jax.random.key(run.settings.seed) for run in runs])
         self._states: LoopState = jit(jax.vmap(self._loop.init))(keys)
@@ -99,10 +99,7 @@ class DeviceRun:
         """One compiled chunk: all steps to the next that something falls due at."""
         started = time.perf_counter()
         due = self._updates_due()
-        padded = due + [0] * (self._loop.length - len(due))
-        at_random = np.array([updates is None for updates in padded])
-        updates = np.array([updates or 0 for updates in padded], np.int32)
-        self._states, rows = self.play(self._states, np.int32(len(due)), at_random, updates)
+        self._states, rows = self.play(self._states, np.int32(len(due)), self._orders(due))
         rows = Rows(*(np.asarray(column)[:, : len(due)] for column in rows))
         for seed, record in enumerate(self._records):
             for step, updates_done in enumerate(due):
@@ -156,6 +153,17 @@ class DeviceRun:
             if self._schedule.anything(step):
                 break
         return due
+
+    def _orders(self, due: list[int | None]) -> Orders:
+        """A whole chunk's, of which those after the updates that are due are not read."""
+        padded = due + [0] * (self._loop.length - len(due))
+        steps = [self._env_step + self._training.num_envs * (1 + i) for i in range(len(padded))]
+        longest = [self._schedule.longest_episode(step) for step in steps]
+        return Orders(
+            np.array([updates is None for updates in padded]),
+            np.array([updates or 0 for updates in padded], np.int32),
+            np.minimum(longest, np.iinfo(np.int32).max).astype(np.int32),
+        )
 
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""

@@ -18,6 +18,8 @@ from soft_mpcritic.run_folder import RunDescription, RunFolder, RunSettings
 from soft_mpcritic.trackers import Shielded, make_tracker
 from soft_mpcritic.types import AnyArray, Episode
 
+EPISODES_LIVED = 20  # a cut episode may be as long as such a part of all that was lived before
+
 
 @runtime_checkable
 class Observer(Protocol):
@@ -68,6 +70,11 @@ class Schedule:
             return None
         first = step - training.num_envs < training.seed_steps
         return training.pretrain_updates if first else training.updates_per_step * training.num_envs
+
+    def longest_episode(self, step: int) -> int:
+        """Steps after which an episode of training is cut; 0: never. Who has lived long may live longer at a time."""
+        first = self.training.episode_steps
+        return max(first, step // EPISODES_LIVED) if first else 0
 
     def _due(self, step: int, every: int) -> bool:
         return self.ends(step) or step // every > (step - self.training.num_envs) // every

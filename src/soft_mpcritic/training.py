@@ -95,7 +95,6 @@ class Run:
             training.vectorization,
             forgiving=True,
             timeout=training.step_timeout,
-            episode_steps=training.episode_steps,
         )
         self._evaluator = Evaluator(self._agent, training.step_timeout)
         self._diagnostics = Diagnostics(self._agent)
@@ -143,6 +142,7 @@ class Run:
 
     def _step_environments(self, action: np.ndarray) -> Experience:
         """A checkpoint is kept whatever goes wrong in an environment."""
+        self._envs.cut_after(self._schedule.longest_episode(self._env_step + self._envs.num_envs))
         try:
             experience = self._envs.step(action)
         except EnvironmentFaultError as error:

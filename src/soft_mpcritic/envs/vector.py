@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import TimeLimit
 
 from soft_mpcritic.envs.device import HostedVector, make_device_env
 from soft_mpcritic.envs.guard import FAULT, EnvironmentFaultError, Guarded
@@ -82,13 +81,31 @@ class Resumable(gym.Wrapper):
         return np.asarray(obs)
 
 
+class Cut(gym.Wrapper):
+    """Ends episodes after `longest` steps, as a time limit does; 0 never does."""
+
+    longest = 0
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self._time = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._time = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._time += 1
+        return obs, reward, terminated, truncated or 0 < self.longest <= self._time, info
+
+
 class EnvVector:
     """E environments of one task. Episodes that end start anew within the same step.
 
     An environment that does something wrong has its episode cut. With `forgiving`, `step` leaves what was wrong in
     `faults`; without, it raises `EnvironmentFaultError`. One that does not answer within `timeout` seconds is replaced;
-    0 waits for ever. Episodes are cut after `episode_steps`, if the task does not end them before; 0 never does.
-    `options` go to `gymnasium.make`.
+    0 waits for ever. `options` go to `gymnasium.make`.
     """
 
     def __init__(
@@ -99,13 +116,10 @@ class EnvVector:
         *,
         forgiving: bool = False,
         timeout: float = 0.0,
-        episode_steps: int = 0,
         **options: Any,
     ) -> None:
         def maker(index: int):
-            return lambda: Guarded(
-                lambda: Resumable(_limited(task.make_env(**options), episode_steps), index), index, timeout
-            )
+            return lambda: Guarded(lambda: Resumable(Cut(task.make_env(**options)), index), index, timeout)
 
         # A goal of one's own is JAX's, which does not survive in a forked process.
         spawning = partial(AsyncVectorEnv, context="spawn" if task.judged else None)
@@ -113,6 +127,7 @@ class EnvVector:
         self._envs = vector([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.SAME_STEP)
         self._dtype = self._envs.single_action_space.dtype
         self._forgiving, self._timeout = forgiving, timeout
+        self._longest = 0
         self.num_envs = num_envs
         self.faults: dict[int, EnvironmentFaultError] = {}  # of the last step, by environment
 
@@ -121,6 +136,12 @@ class EnvVector:
         obs, info = self._ask(lambda: self._envs.reset(seed=seed if isinstance(seed, int) else list(seed)))
         self._note(info)
         return obs.astype(np.float32)
+
+    def cut_after(self, longest: int) -> None:
+        """From now on episodes end after `longest` steps, if the task does not end them before; 0: they never do."""
+        if longest != self._longest:
+            self._envs.set_attr("longest", longest)
+            self._longest = longest
 
     def step(self, actions: np.ndarray) -> Experience:
         """Steps all by actions [E, A] in the task's units; raises `EnvironmentFaultError` as the class says."""
@@ -163,6 +184,8 @@ class EnvVector:
     def _note(self, info: dict[str, Any]) -> None:
         told = [part[FAULT] for part in (info.get("final_info", {}), info) if FAULT in part]
         self.faults = {i: EnvironmentFaultError.of(text) for texts in told for i, text in enumerate(texts) if text}
+        if self.faults:
+            self._longest = 0  # a new one in the place of a faulty one has not been told
         if self.faults and not self._forgiving:
             raise next(iter(self.faults.values()))
 
@@ -181,10 +204,6 @@ class EnvVector:
 
     def close(self) -> None:
         self._envs.close()
-
-
-def _limited(env: gym.Env, episode_steps: int) -> gym.Env:
-    return TimeLimit(env, episode_steps) if episode_steps else env
 
 
 def make_vector(task: Task, num_envs: int, timeout: float = 0.0) -> Vector:

@@ -63,7 +63,6 @@ class DeviceVector:
 
     env: DeviceEnv
     num_envs: int = 1
-    episode_steps: int = 0  # after which episodes are cut, if the task does not end them before; 0: never
 
     def reset(self, key: PRNGKeyArray) -> tuple[VectorState, Float[Array, "E S"]]:
         """First states and observations."""
@@ -76,15 +75,17 @@ class DeviceVector:
         return self._renewed(state, jax.vmap(self.env.step)(state.envs, actions))
 
     def guarded_step(
-        self, state: VectorState, actions: Float[Array, "E A"]
+        self, state: VectorState, actions: Float[Array, "E A"], longest: Int[Array, ""] | int = 0
     ) -> tuple[VectorState, Experience, Bool[Array, " E"]]:
         """`step` that says which environments answered with numbers that can be learned from.
 
-        Of the others, the episode is cut, and there are zeros in the place of what they answered.
+        Of the others, the episode is cut, and there are zeros in the place of what they answered. All are cut after
+        `longest` steps, if the task does not end them before; 0 never does.
         """
         outcome = jax.vmap(self.env.step)(state.envs, actions)
         sound = sound_rows(outcome.obs) & sound_rows(outcome.reward[:, None])
-        state, met = self._renewed(state, outcome, cut=~sound)
+        over = (jnp.asarray(longest) > 0) & (state.time + 1 >= longest)
+        state, met = self._renewed(state, outcome, cut=~sound | over)
         started = sound_rows(jnp.asarray(met.start_obs))
         experience = Experience(
             jnp.where(sound, met.reward, 0.0),
@@ -99,8 +100,8 @@ class DeviceVector:
         self, state: VectorState, outcome: Outcome, cut: Bool[Array, " E"] | None = None
     ) -> tuple[VectorState, Experience]:
         """What `outcome` [E] leads to: new episodes where one is over, or is to be `cut`."""
-        time, longest = state.time + 1, self.env.max_steps
-        done = outcome.terminated | (time >= min(self.episode_steps or longest, longest))
+        time = state.time + 1
+        done = outcome.terminated | (time >= self.env.max_steps)
         done = done if cut is None else done | cut
         fresh = jax.vmap(self.env.reset)(state.key)  # the same ones until they are needed
         envs, start_obs = jax.tree.map(
