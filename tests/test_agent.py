@@ -13,6 +13,7 @@ from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs.tasks import TaskSpec
+from soft_mpcritic.planner import CONTROL_CRITICS
 from soft_mpcritic.planning import shift
 from soft_mpcritic.types import Experience, Transition
 from tests.systems import System, learn, never, small_config
@@ -373,21 +374,53 @@ def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
     assert np.any(found.plan != value(now, jax.random.key(1), obs, start[:, :3]).plan)
 
 
-@pytest.mark.parametrize("asked", ["newest", "slow"])
+@pytest.mark.parametrize("asked", ["newest", "slow", "mean"])
 def test_control_asks_the_critic_that_it_is_told_to_and_training_the_newest(asked):
     agent, state = make(critic__control=asked)
     obs, start = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3)
     plan, control = jit(agent.planner.plan), jit(agent.planner.control)
 
-    def values(critic: float, target_critic: float) -> tuple[float, float]:
-        copies = {"critic": critic, "target_critic": target_critic}
-        scaled = {name: jax.tree.map(lambda x, s=s: s * x, getattr(state.models, name)) for name, s in copies.items()}
+    def values(*tripled: str) -> tuple[float, float]:
+        scaled = {name: jax.tree.map(lambda leaf: 3 * leaf, getattr(state.models, name)) for name in tripled}
         models, key = dataclasses.replace(state.models, **scaled), jax.random.key(1)
         return float(plan(models, key, obs, start).value[0]), float(control(models, key, obs, start).value[0])
 
-    (trained, controlled), newest, slow = values(1, 1), values(3, 1), values(1, 3)
-    assert newest[0] != trained and slow[0] == trained
-    assert (newest[1] != controlled) == (slow[1] == controlled) == (asked == "newest")
+    trained, controlled = values()
+    for control_name, name in CONTROL_CRITICS.items():
+        by_plan, by_control = values(name)
+        assert (by_plan != trained) == (name == "critic")
+        if getattr(state.models, name) is not None:
+            assert (by_control != controlled) == (control_name == asked)
+
+
+@pytest.mark.parametrize("updates", [1, 7, 400])
+def test_the_mean_critic_is_over_the_last_tenth_of_all_updates(updates):
+    """Of n updates, those from the m-th on weigh 1 - prod_{i=m}^{n-1} i / (i + 10), about 1 - (m / n)^10."""
+    agent, state = make(critic__control="mean")
+    mean, after, middle = state.models.mean_critic, jit(agent.learner._mean_critic), updates // 2
+    zeros, ones = (jax.tree.map(lambda leaf, x=x: jnp.full_like(leaf, x), state.models.critic.networks) for x in (0, 1))
+    for n in range(updates):
+        mean = after(mean, ones if n >= middle else zeros, jnp.array(n))
+    forgotten = np.prod([i / (i + 10) for i in range(middle, updates)])
+    for leaf in jax.tree.leaves(mean):
+        np.testing.assert_allclose(leaf, 1 - forgotten, atol=1e-5)
+
+
+def test_the_mean_critic_is_over_a_thousand_updates_at_most():
+    agent, state = make(critic__control="mean")
+    zeros, ones = (jax.tree.map(lambda leaf, x=x: jnp.full_like(leaf, x), state.models.critic) for x in (0, 1))
+    moved = agent.learner._mean_critic(zeros, ones.networks, jnp.array(10**6))
+    np.testing.assert_allclose(jax.tree.leaves(moved)[0], 1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("asked", CONTROL_CRITICS)
+def test_an_update_moves_the_mean_critic_where_there_is_one(asked):
+    agent, state = make(critic__control=asked)
+    state = dataclasses.replace(filled(agent, state), updates=jnp.array(50))
+    models = jit(agent.learner.update)(state)[0].models
+    assert (models.mean_critic is not None) == (asked == "mean")
+    expected = agent.learner._mean_critic(state.models.mean_critic, models.critic.networks, jnp.array(50))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), models.mean_critic, expected)
 
 
 def test_hidden_positions_reach_the_reward_but_no_network():

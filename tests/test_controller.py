@@ -21,7 +21,7 @@ from soft_mpcritic.compilation import jit
 from soft_mpcritic.controller import control_program
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.exported import read_artefact
-from soft_mpcritic.planner import Planner
+from soft_mpcritic.planner import CONTROL_CRITICS, Planner
 from soft_mpcritic.planning import shift
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
@@ -66,15 +66,16 @@ def test_a_controller_chains_warm_started_solves(run_dir):
         np.testing.assert_allclose(controller.plan, result.plan[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("asked", ["newest", "slow"])
+@pytest.mark.parametrize("asked", ["newest", "slow", "mean"])
 def test_a_controllers_program_holds_the_critic_that_it_asks_alone(asked):
     agent = Agent(make_task(ENV_ID), small_config(critic__control=asked))
     models = jit(agent.planner.init_models)(jax.random.key(0))
-    slow = jax.tree.map(lambda leaf: 3 * leaf, models.critic)
-    models = dataclasses.replace(models, target_critic=slow)
+    others = [name for name in CONTROL_CRITICS.values() if getattr(models, name) is not None]
+    copies = {name: jax.tree.map(lambda leaf, i=i: (1 + i) * leaf, models.critic) for i, name in enumerate(others)}
+    models = dataclasses.replace(models, **copies)
     made = control_program(agent, models, 1)
     critics = {name.partition(".networks")[0] for name in made.arrays if "critic" in name}
-    assert critics == {".target_critic" if asked == "slow" else ".critic"}
+    assert critics == {"." + CONTROL_CRITICS[asked]}
     obs, start, number = jnp.asarray(OBSERVATIONS[:1]), jnp.zeros((1, 5, 3)), np.uint32(0)
     plan, value = jit(made.program)(list(made.arrays.values()), number, number, obs, start)
     expected = jit(agent.planner.plan_to_control)(models, jax.random.fold_in(jax.random.key(0), 0), obs, start)

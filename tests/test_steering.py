@@ -45,6 +45,13 @@ def test_what_was_learned_with_cannot_be_changed(name):
         steered(small_config(), {name: 1})
 
 
+def test_a_mean_that_was_not_kept_cannot_be_asked():
+    with pytest.raises(ConfigError, match=r'critic\.control must be "newest" or "slow", got mean, which'):
+        steered(small_config(critic__control="slow"), {"critic.control": "mean"})
+    kept = steered(small_config(critic__control="mean"), {"critic.control": "slow"})
+    assert kept.critic.control == "slow"
+
+
 def test_values_are_checked_as_those_of_training_are():
     with pytest.raises(ConfigError, match="num_samples must be >= 1, got 0"):
         steered(small_config(), {"planner.num_samples": 0})

@@ -139,7 +139,7 @@ class CriticConfig:
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
-    control: Literal["newest", "slow"] = "newest"  # which copy does deterministic control ask: this, or the target's?
+    control: Literal["newest", "slow", "mean"] = "newest"  # the copy that control asks: slow is the target's
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -238,7 +238,7 @@ class Config:
     dynamics: DynamicsConfig = field(
         default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, learning_rate=2e-3, average_step=0.01)
     )
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, control="slow"))
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, control="mean"))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(wrap_angles=True))
     parts: PartsConfig = field(default_factory=PartsConfig)
 

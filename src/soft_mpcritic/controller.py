@@ -14,7 +14,7 @@ from soft_mpcritic.compilation import compiler_options
 from soft_mpcritic.config import check
 from soft_mpcritic.envs import Task
 from soft_mpcritic.exported import ControlLoop, Plants, compiled_solve
-from soft_mpcritic.planner import Models
+from soft_mpcritic.planner import CONTROL_CRITICS, Models
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
 
@@ -67,11 +67,13 @@ class ControlProgram(NamedTuple):
 
 
 def control_program(agent: Agent, models: Models, plants: int) -> ControlProgram:
-    """What `compiled_solve` compiles and `export` writes; the critic that is not asked has no part in it."""
+    """What `compiled_solve` compiles and `export` writes; critics that are not asked have no part in it."""
     check(plants >= 1, "plants", "be >= 1", plants, "use 1 for a single plant")
     task, planner = agent.task, agent.planner
-    slow = agent.config.critic.control == "slow"
-    acting = eqx.tree_at(lambda m: m.critic if slow else m.target_critic, models, None)
+    idle = [name for control, name in CONTROL_CRITICS.items() if control != agent.config.critic.control]
+    acting = eqx.tree_at(
+        lambda m: [getattr(m, name) for name in idle], models, [None] * len(idle), is_leaf=lambda leaf: leaf is None
+    )
     leaves, structure = jax.tree.flatten(acting)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(acting)]
 

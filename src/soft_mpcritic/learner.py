@@ -15,12 +15,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.agent_state import AgentState, LearningMetrics
 from soft_mpcritic.config import Config
+from soft_mpcritic.critic import SoftQ
 from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss, dynamics_optimizer
 from soft_mpcritic.goal import GoalErrors, LearnedGoal
 from soft_mpcritic.math import polyak
 from soft_mpcritic.networks import MLP
 from soft_mpcritic.planner import Models, Planner
 from soft_mpcritic.types import PlanResult, Transition
+
+LONGEST_MEAN = 1000  # updates over which the mean critic goes
 
 
 class Optimizers(NamedTuple):
@@ -120,6 +123,7 @@ class Learner:
             target_critic=dataclasses.replace(
                 models.target_critic, networks=polyak(models.target_critic.networks, networks, target_step)
             ),
+            mean_critic=self._mean_critic(models.mean_critic, networks, state.updates),
         )
         figures = {
             "critic_loss": loss,
@@ -132,6 +136,16 @@ class Learner:
             "plan_change": jnp.sqrt(jnp.mean((refined - plans) ** 2)),
         }
         return dataclasses.replace(state, models=models, replay=replay, critic_optimizer=optimizer), figures, sound
+
+    def _mean_critic(self, mean: SoftQ | None, networks: MLP, updates: Int[Array, ""]) -> SoftQ | None:
+        """A mean over the last tenth of all updates, at most some `LONGEST_MEAN`, that came to `networks`.
+
+        Polynomial-decay averaging (Shamir & Zhang, 2013): w <- w + (p + 1) / (n + p) (w_n - w) with p = 9.
+        """
+        if mean is None:
+            return None
+        step = jnp.maximum(1 / LONGEST_MEAN, 10 / (updates + 10))
+        return dataclasses.replace(mean, networks=polyak(mean.networks, networks, step))
 
     def _beside_imagined(
         self, models: Models, key: PRNGKeyArray, batch: Transition, start: Float[Array, "J T A"]

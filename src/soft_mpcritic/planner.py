@@ -33,6 +33,7 @@ from soft_mpcritic.planning import (
 )
 from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome, Transition
 
+CONTROL_CRITICS = {"newest": "critic", "slow": "target_critic", "mean": "mean_critic"}  # fields of Models
 FEARED = 16  # errors over which a cautious termination is averaged
 
 
@@ -42,6 +43,7 @@ class Models(eqx.Module):
     dynamics: EnsembleDynamics
     critic: SoftQ
     target_critic: SoftQ
+    mean_critic: SoftQ | None  # over the last updates; None where nobody asks it
     obs_scale: Normalizer
     change_scale: Normalizer
     goal: LearnedGoal | None  # None: the task's own is known
@@ -82,6 +84,7 @@ class Planner:
             dynamics=EnsembleDynamics.init(dynamics_key, inputs, size, config.dynamics),
             critic=critic,
             target_critic=jax.tree.map(jnp.copy, critic),
+            mean_critic=jax.tree.map(jnp.copy, critic) if config.critic.control == "mean" else None,
             obs_scale=Normalizer.init(size, OBS_FLOOR),
             change_scale=Normalizer.init(size, CHANGE_FLOOR),
             goal=self._init_goal(jax.random.fold_in(key, 2)),  # 0 and 1 are what `split` makes of a key
@@ -120,8 +123,10 @@ class Planner:
         return self._solve(self.config.planner, models, self.control_critic(models), key, obs, start)
 
     def control_critic(self, models: Models) -> SoftQ:
-        """The critic as it is now, or its slow copy, in which the errors of the last updates average out."""
-        return models.target_critic if self.config.critic.control == "slow" else models.critic
+        """The critic as it is now, or a copy in which the errors of the last updates average out."""
+        asked = getattr(models, CONTROL_CRITICS[self.config.critic.control])
+        assert asked is not None, "steered() lets nobody ask a mean that was not kept"
+        return asked
 
     def value(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]

@@ -36,7 +36,10 @@ def steered(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     for name in changes:
         check(name in FREE, "what is set", f"be among {', '.join(FREE)}", repr(name), "train another run for it")
-    return override(config, changes)
+    told = override(config, changes)
+    kept = told.critic.control != "mean" or config.critic.control == "mean"
+    check(kept, "critic.control", 'be "newest" or "slow"', "mean, which this run did not keep", "choose one of these")
+    return told
 
 
 def parse_changes(told: Iterable[str]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ CHOICES = {
     "planner.sampler": ["iid", "antithetic", "sobol"],
     "target_planner.sampler": ["iid", "antithetic", "sobol"],
     "critic.loss": ["mse", "hl_gauss"],
-    "critic.control": ["newest", "slow"],
+    "critic.control": ["newest", "slow", "mean"],
     "critic.unit": ["reward", "return"],
     "critic.heads": [1, 2],
 }
