@@ -137,7 +137,7 @@ def test_the_manifest_says_what_the_controller_is(artefact):
     assert manifest["step_seconds"] == pytest.approx(0.008)
     assert manifest["settings"]["planner"]["num_samples"] == 8
     asked = {name.split(".")[1] for name in manifest["arrays"] if "critic" in name}
-    assert asked == {"target_critic"}  # the slow one, which control asks; the other stays at home
+    assert asked == {"mean_critic"}  # which control asks; the others stay at home
 
 
 def test_an_artefact_tells_nothing_of_the_machine_that_made_it(artefact):

@@ -14,6 +14,7 @@ import pytest
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.compilation import jit
+from soft_mpcritic.critic import SoftQ
 from soft_mpcritic.diagnostics import Diagnostics, Effort, reliability, summarize
 from soft_mpcritic.diagnostics.figures import rank_correlation, spread_ratio
 from soft_mpcritic.diagnostics.models import draw_windows
@@ -22,6 +23,7 @@ from soft_mpcritic.diagnostics.values import TAIL, counted_steps, discounted_ret
 from soft_mpcritic.dynamics import EnsembleDynamics
 from soft_mpcritic.envs.tasks import TaskSpec
 from soft_mpcritic.networks import MLP, Linear
+from soft_mpcritic.planner import CONTROL_CRITICS, Models
 from soft_mpcritic.types import Episode, Trajectory, Transition
 from tests.systems import System, never, small_config
 
@@ -71,10 +73,14 @@ def make(bias: float = 0.0, drift: np.ndarray | None = None, **changes: object) 
     dynamics = linear_networks(np.concatenate([A - np.eye(2), B], axis=1), drift)
     networks = linear_networks(np.concatenate([VALUE, [1.0]])[None], np.full((2, 1), bias))
     critic = dataclasses.replace(state.models.critic, networks=networks)
-    models = dataclasses.replace(
-        state.models, dynamics=EnsembleDynamics(dynamics), critic=critic, target_critic=jax.tree.map(jnp.copy, critic)
-    )
+    models = dataclasses.replace(known_by(state.models, critic), dynamics=EnsembleDynamics(dynamics))
     return agent, with_memory(agent, dataclasses.replace(state, models=models))
+
+
+def known_by(models: Models, critic: SoftQ) -> Models:
+    """`critic` in the place of all copies."""
+    copies = {name: jax.tree.map(jnp.copy, critic) for name in CONTROL_CRITICS.values()}
+    return dataclasses.replace(models, **copies)
 
 
 def with_memory(agent: Agent, state: AgentState) -> AgentState:
@@ -139,7 +145,7 @@ def test_what_a_time_limit_cut_off_is_an_error_of_at_most_its_weight():
     agent, state = make()
     networks = linear_networks(np.zeros((1, 3)), np.full((2, 1), 10.0))
     critic = dataclasses.replace(state.models.critic, networks=networks)
-    state = dataclasses.replace(state, models=dataclasses.replace(state.models, critic=critic, target_critic=critic))
+    state = dataclasses.replace(state, models=known_by(state.models, critic))
     (episode,) = played((60,))
     values = Diagnostics(agent, EFFORT)(state, [episode._replace(reward=np.ones(60, np.float32))]).values
     lacking = np.sort((values.q - values.ret) / 10)

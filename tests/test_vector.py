@@ -107,6 +107,7 @@ def test_a_cut_episode_is_cut_as_soon_when_it_is_gone_on_with():
         restored.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:RuntimeWarning")
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_where_episodes_are_cut_can_be_changed_while_they_run(vectorization):
     envs, still = EnvVector(PENDULUM, 2, vectorization), np.zeros((2, 1), np.float32)
