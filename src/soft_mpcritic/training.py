@@ -142,8 +142,9 @@ class Run:
 
     def _step_environments(self, action: np.ndarray) -> Experience:
         """A checkpoint is kept whatever goes wrong in an environment."""
-        self._envs.cut_after(self._schedule.longest_episode(self._env_step + self._envs.num_envs))
+        longest = self._schedule.longest_episode(self._env_step + self._envs.num_envs)
         try:
+            self._envs.cut_after(longest)
             experience = self._envs.step(action)
         except EnvironmentFaultError as error:
             self._stop_for(error, self._env_step + 1)

@@ -138,9 +138,12 @@ class EnvVector:
         return obs.astype(np.float32)
 
     def cut_after(self, longest: int) -> None:
-        """From now on episodes end after `longest` steps, if the task does not end them before; 0: they never do."""
+        """From now on episodes end after `longest` steps, if the task does not end them before; 0: they never do.
+
+        Raises `EnvironmentFaultError` where the process of an environment has died.
+        """
         if longest != self._longest:
-            self._envs.set_attr("longest", longest)
+            self._ask(lambda: self._envs.set_attr("longest", longest))
             self._longest = longest
 
     def step(self, actions: np.ndarray) -> Experience:
