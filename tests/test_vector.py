@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -119,6 +120,16 @@ def test_where_episodes_are_cut_can_be_changed_while_they_run(vectorization):
     assert [one for one, _ in done] == [other for _, other in done]
     assert [at for at, (one, _) in enumerate(done) if one] == [1, 5, 10]
     envs.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:RuntimeWarning")
+def test_a_process_that_has_died_is_a_fault_when_it_is_told_where_to_cut():
+    envs: Any = EnvVector(PENDULUM, 2, "async")
+    envs.reset(SEED)
+    envs._envs.processes[1].kill()
+    envs._envs.processes[1].join()
+    with pytest.raises(EnvironmentFaultError, match="process of an environment has died"):
+        envs.cut_after(3)
 
 
 @pytest.mark.parametrize("steps_before", [0, 3, 45])
