@@ -79,6 +79,8 @@ REFUSED = [
     (TrainingConfig, "seed_steps", -1),
     (TrainingConfig, "seed_hold", 0.5),
     (TrainingConfig, "seed_hold", math.inf),
+    (TrainingConfig, "action_repeat", 0),
+    (TrainingConfig, "action_repeat", 1001),
     (TrainingConfig, "updates_per_step", 0),
     (TrainingConfig, "pretrain_updates", -1),
     (TrainingConfig, "target_steps", -0.1),

@@ -171,6 +171,7 @@ class TrainingConfig:
     explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
     control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
+    action_repeat: int = 1  # steps of the environment under one action: together they are one step of all that counts
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
     episode_steps: int = 0  # after which training's first episodes are cut, to start anew; 0: where the task ends them
     wrap_angles: bool = False  # do the networks see angles without bounds as cosine and sine?
@@ -192,6 +193,8 @@ class TrainingConfig:
         check_fields(self)
         check(self.seed_steps >= 0, "seed_steps", "be >= 0", self.seed_steps, "use 0 to learn from step 1")
         check(self.episode_steps >= 0, "episode_steps", "be >= 0", self.episode_steps, "use 0 for the task's own limit")
+        repeats = 1 <= self.action_repeat <= 1000
+        check(repeats, "action_repeat", "lie in [1, 1000]", self.action_repeat, "1 decides at every step")
         holds = math.isfinite(self.seed_hold) and self.seed_hold >= 1
         check(holds, "seed_hold", "be >= 1 steps", self.seed_hold, "1 draws anew at every step")
         check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")

@@ -99,6 +99,6 @@ def step_seconds(task: Task) -> float | None:
     env = task.make_env()
     try:
         seconds = getattr(env.unwrapped, "dt", None)
-        return None if seconds is None else float(seconds)
+        return None if seconds is None else task.action_repeat * float(seconds)
     finally:
         env.close()

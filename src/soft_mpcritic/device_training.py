@@ -68,8 +68,9 @@ class DeviceRun:
 
         config = fitted(settings.config, max(settings.total_steps, resumed_at or 0))
         parts = settings.parts.filled(config.parts)
-        agent = Agent(make_task(settings.env_id, "device", parts), config, parts)
-        env = make_device_env(settings.env_id, self._training.simulator)
+        repeat = self._training.action_repeat
+        agent = Agent(make_task(settings.env_id, "device", parts, repeat), config, parts)
+        env = make_device_env(settings.env_id, self._training.simulator, repeat)
         envs = DeviceVector(env, self._training.num_envs)
         length = min(-(-self._training.log_every // envs.num_envs), LONGEST_CHUNK)
         self._loop = DeviceLoop(agent, envs, length)

@@ -118,7 +118,8 @@ def train(
     given = {role: told for role, told in vars(parts.names).items() if told}
     settings = replace(settings, parts=replace(settings.parts, **given))
     known_as = config if isinstance(config, str) else "default" if config == Config() else OWN_SETTINGS
-    task = make_task(name, settings.training.backend, parts.filled(settings.parts))
+    training = settings.training
+    task = make_task(name, training.backend, parts.filled(settings.parts), training.action_repeat)
     total = task.spec.total_steps if total_steps is None else total_steps
     check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
     check(0 <= seed < 2**32, "seed", "lie in [0, 2^32)", seed, "use a smaller whole number")

@@ -31,10 +31,10 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
 
     Raises `ConfigError` where folders or memory do not allow it, before anything is written.
     """
-    task, config = make_task(asked.env_id, "device"), fitted(asked.config, asked.total_steps)
-    Footprint(task, config, make_device_env(asked.env_id, config.training.simulator)).check(
-        num_seeds, *available_memory()
-    )
+    config, training = fitted(asked.config, asked.total_steps), asked.config.training
+    task = make_task(asked.env_id, "device", action_repeat=training.action_repeat)
+    env = make_device_env(asked.env_id, training.simulator, training.action_repeat)
+    Footprint(task, config, env).check(num_seeds, *available_memory())
     seeds = range(asked.seed, asked.seed + num_seeds)
     folders = [folder] if num_seeds == 1 else [RunFolder(folder.path / f"seed{seed}") for seed in seeds]
     present = seed_folders(folder)

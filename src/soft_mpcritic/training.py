@@ -35,8 +35,8 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 def make_agent(settings: RunSettings) -> Agent:
     """The agent that a run asks for; raises `ConfigError` for a task that does not go with the settings."""
     config = settings.config
-    parts = settings.parts.filled(config.parts)
-    return Agent(make_task(settings.env_id, config.training.backend, parts), config, parts)
+    parts, training = settings.parts.filled(config.parts), config.training
+    return Agent(make_task(settings.env_id, training.backend, parts, training.action_repeat), config, parts)
 
 
 def check_memory(agent: Agent) -> None:

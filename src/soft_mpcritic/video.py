@@ -32,8 +32,8 @@ def record_episode(agent: Agent, models: Models, seed: int, out: Path) -> None:
     try:
         frame = _frame_source(envs.first_env)
         steps = controlled_steps(agent, jit(agent.planner.control), models, envs, [seed])
-        rate = int(envs.first_env.metadata.get("render_fps", 30))
-        stride = max(rate // 50, 1)
+        rate = envs.first_env.metadata.get("render_fps", 30) / agent.task.action_repeat
+        stride = max(int(rate // 50), 1)
         with delivered(out) as file, _film(file, rate / stride) as film:
             for count, step in enumerate(steps):
                 if step.done[0] or count >= MAX_FRAMES:  # the environment has already begun the next episode

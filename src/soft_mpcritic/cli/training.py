@@ -54,7 +54,8 @@ class TrainArgs:
     def run(self) -> None:
         """Trains, with live progress, and says where the results are."""
         config = self._laid_over()
-        task = make_task(self.env_id, config.training.backend, NOTHING_OWN.filled(config.parts))
+        parts, training = NOTHING_OWN.filled(config.parts), config.training
+        task = make_task(self.env_id, training.backend, parts, training.action_repeat)
         total = task.spec.total_steps if self.total_steps is None else self.total_steps
         check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
         check(self.num_seeds >= 1, "num_seeds", "be >= 1", self.num_seeds, "1 is a single run")

@@ -52,6 +52,23 @@ def _rounds_out(box: Any) -> bool:
     return bool((low + (high - low) > high).any())
 
 
+class Held(gym.Wrapper):
+    """Takes `steps` steps with one action, or fewer where one of them ends the episode; rewards add up."""
+
+    def __init__(self, env: gym.Env, steps: int) -> None:
+        super().__init__(env)
+        self._steps = steps
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, earned, terminated, truncated, info = self.env.step(action)
+        for _ in range(self._steps - 1):
+            if terminated or truncated:
+                break
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            earned = float(earned) + float(reward)
+        return obs, earned, terminated, truncated, info
+
+
 class Judged(gym.Wrapper):
     """An environment with a goal of one's own: another reward, or one more way to end, as JAX functions."""
 

@@ -11,10 +11,10 @@ import gymnasium as gym
 from gymnasium.spaces import Box
 
 from soft_mpcritic.config import ConfigError
-from soft_mpcritic.envs.adapt import Judged, adapt, check_action, check_observation
+from soft_mpcritic.envs.adapt import Held, Judged, adapt, check_action, check_observation
 from soft_mpcritic.envs.device import DEVICE_TASKS, OWN_TASKS
 from soft_mpcritic.envs.dm_control import PREFIX, DmControl
-from soft_mpcritic.envs.tasks import TASKS, Either, TaskSpec, unknown
+from soft_mpcritic.envs.tasks import TASKS, Either, Repeated, TaskSpec, unknown
 from soft_mpcritic.parts import NOTHING_OWN, Parts, check_traceable, import_named
 from soft_mpcritic.types import Reward, Termination
 
@@ -23,7 +23,8 @@ from soft_mpcritic.types import Reward, Termination
 class Task:
     """A task as the agent sees it: sizes, the box of its actions and what is known of it beside.
 
-    `reward` and `termination` are a user's own, which the environments are to follow as well.
+    A step of it is `action_repeat` steps of its environment under one action. `reward` and `termination` are a user's
+    own, which the environments are to follow as well.
     """
 
     env_id: str
@@ -34,6 +35,7 @@ class Task:
     source: Callable[..., gym.Env] | None = None  # None: `gymnasium.make` of the id
     reward: Reward | None = None
     termination: Termination | None = None
+    action_repeat: int = 1
 
     @property
     def action_size(self) -> int:
@@ -67,37 +69,40 @@ class Task:
         With a source of its own, these are the arguments of that.
         """
         env = adapt(_make(self.source or _registered(self.env_id), {**self.spec.env_options, **options}))
+        env = env if self.action_repeat == 1 else Held(env, self.action_repeat)
         return Judged(env, self.reward, self.termination) if self.judged else env
 
 
-def make_task(env_id: str, backend: str = "host", parts: Parts = NOTHING_OWN) -> Task:
+def make_task(env_id: str, backend: str = "host", parts: Parts = NOTHING_OWN, action_repeat: int = 1) -> Task:
     """Looks the task up and checks its spaces; raises `ConfigError` in one line for whatever does not fit.
 
     `env_id` is an id of Gymnasium; `module:id`, where the module registers it; `module:name` of a class or function
-    that makes an environment; or `dm_control/DOMAIN-TASK`. With `parts.env`, it is a name and no more.
+    that makes an environment; or `dm_control/DOMAIN-TASK`. With `parts.env`, it is a name and no more. A goal of one's
+    own judges a step of the task, all `action_repeat` steps of the environment as one; physics are told of one of them.
     """
     own = [name for name in ("env", "reward", "termination", "nominal") if getattr(parts, name) is not None]
     if own and (backend == "device" or env_id in OWN_TASKS):
         raise ConfigError(f"parts of one's own ({', '.join(own)}) need environments on the host: use --backend host.")
     if env_id in OWN_TASKS:
-        return _own_task(env_id, backend)
+        return _own_task(env_id, backend, action_repeat)
     source = parts.env or _source(env_id)
     if backend == "device" and env_id not in DEVICE_TASKS:
         raise ConfigError(
             f"environment {env_id!r} has no device version: use one of {', '.join(DEVICE_TASKS)}, or --backend host."
         )
-    spec = TASKS.get(env_id, TaskSpec(unknown, unknown))
+    spec = TASKS.get(env_id, TaskSpec(unknown, unknown)).repeated(action_repeat)
     obs_size, action_space = _checked_spaces(env_id, source or _registered(env_id), spec)
     low, high = (tuple(bound.astype(float).tolist()) for bound in (action_space.low, action_space.high))
-    task = Task(env_id, obs_size, low, high, spec, source)
+    task = Task(env_id, obs_size, low, high, spec, source, action_repeat=action_repeat)
     return _with_parts(task, parts)
 
 
-def _own_task(env_id: str, backend: str) -> Task:
+def _own_task(env_id: str, backend: str, action_repeat: int) -> Task:
     if backend != "device":
         raise ConfigError(f"environment {env_id!r} exists on the device only: add --backend device.")
     own = OWN_TASKS[env_id]
-    return Task(env_id, own.obs_size, (-1.0,) * own.action_size, (1.0,) * own.action_size, own.spec)
+    box = (-1.0,) * own.action_size, (1.0,) * own.action_size
+    return Task(env_id, own.obs_size, *box, own.spec.repeated(action_repeat), action_repeat=action_repeat)
 
 
 def _with_parts(task: Task, parts: Parts) -> Task:
@@ -113,7 +118,7 @@ def _with_parts(task: Task, parts: Parts) -> Task:
         spec = replace(spec, termination=Either(spec.termination, parts.termination) if known else parts.termination)
     if parts.nominal is not None:
         check_traceable("nominal model", parts.nominal, steps[:2], task.obs_size)
-        spec = replace(spec, nominal=parts.nominal)
+        spec = replace(spec, nominal=Repeated(parts.nominal, task.action_repeat))
     return replace(task, spec=spec, reward=parts.reward, termination=parts.termination)
 
 

@@ -213,4 +213,4 @@ def make_vector(task: Task, num_envs: int, timeout: float = 0.0) -> Vector:
     """Gymnasium's environments, or for a task that it does not have the device's."""
     if task.has_gymnasium:
         return EnvVector(task, num_envs, timeout=timeout)
-    return HostedVector(make_device_env(task.env_id), num_envs)
+    return HostedVector(make_device_env(task.env_id, action_repeat=task.action_repeat), num_envs)

@@ -58,7 +58,7 @@ class Plant:
         self._pushed, self._force = 0, np.zeros(3)
         self.obs = self._envs.reset(seed)[0]
         self.model, self._data = self._simulator()
-        self.step_seconds = float(getattr(self._unwrapped, "dt", UNTOLD_STEP))
+        self.step_seconds = task.action_repeat * float(getattr(self._unwrapped, "dt", UNTOLD_STEP))
         if self.model is not None:
             self._marker, self.body = find_marker(self.model)
             self._columns = self._compare(task)

@@ -6,7 +6,15 @@ from soft_mpcritic.config import check
 from soft_mpcritic.envs.device.mjx import MJX_TASKS, MjxDynamics, MjxEnv
 from soft_mpcritic.envs.device.pendulums import SWING_UP, CartPoleSwingUp, Pendulum
 from soft_mpcritic.envs.device.simulator import SimulatorEnv
-from soft_mpcritic.envs.device.vector import UNSOUND, DeviceEnv, DeviceVector, HostedVector, VectorState, sound_rows
+from soft_mpcritic.envs.device.vector import (
+    UNSOUND,
+    DeviceEnv,
+    DeviceVector,
+    HeldEnv,
+    HostedVector,
+    VectorState,
+    sound_rows,
+)
 from soft_mpcritic.envs.tasks import TASKS, TaskSpec
 
 __all__ = [
@@ -15,6 +23,7 @@ __all__ = [
     "UNSOUND",
     "DeviceEnv",
     "DeviceVector",
+    "HeldEnv",
     "HostedVector",
     "MjxDynamics",
     "SimulatorEnv",
@@ -37,11 +46,16 @@ OWN_TASKS = {"CartPoleSwingUp": OwnTask(5, 1, SWING_UP)}
 DEVICE_TASKS = (*TASKS, *OWN_TASKS)
 
 
-def make_device_env(env_id: str, simulator: str = "mujoco") -> DeviceEnv:
+def make_device_env(env_id: str, simulator: str = "mujoco", action_repeat: int = 1) -> DeviceEnv:
     """The device version of one of DEVICE_TASKS; raises `ConfigError` where `simulator`, mujoco or mjx, cannot be.
 
-    The other tasks are equations of motion, whatever the simulator.
+    The other tasks are equations of motion, whatever the simulator. Every step is `action_repeat` steps of the task.
     """
+    env = _make_single(env_id, simulator)
+    return env if action_repeat == 1 else HeldEnv(env, action_repeat)
+
+
+def _make_single(env_id: str, simulator: str) -> DeviceEnv:
     if env_id == "CartPoleSwingUp":
         return CartPoleSwingUp()
     if env_id == "Pendulum-v1":

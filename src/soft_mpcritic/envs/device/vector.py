@@ -49,6 +49,35 @@ class DeviceEnv(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldEnv:
+    """An environment of which a step is `steps` of another's with one action, or fewer where one ends the episode."""
+
+    env: DeviceEnv
+    steps: int
+
+    @property
+    def max_steps(self) -> int:
+        return -(-self.env.max_steps // self.steps)
+
+    @property
+    def step_bytes(self) -> int:
+        return self.env.step_bytes
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Float[Array, " S"]]:
+        return self.env.reset(key)
+
+    def step(self, state: Any, action: Float[Array, " A"]) -> Outcome:
+        """Rewards add up; the last of several steps may go beyond a time limit."""
+
+        def once_more(_: Int[Array, ""], so_far: Outcome) -> Outcome:
+            further = self.env.step(so_far.state, action)
+            further = further._replace(reward=so_far.reward + further.reward)
+            return jax.tree.map(lambda old, new: jnp.where(so_far.terminated, old, new), so_far, further)
+
+        return jax.lax.fori_loop(1, self.steps, once_more, self.env.step(state, action))
+
+
 class VectorState(eqx.Module):
     """Where E environments are."""
 

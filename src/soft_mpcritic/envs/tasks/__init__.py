@@ -7,8 +7,8 @@ observation shows, the docstring says so.
 from soft_mpcritic.envs.tasks.locomotion import LOCOMOTION
 from soft_mpcritic.envs.tasks.pendulums import PENDULUMS
 from soft_mpcritic.envs.tasks.reaching import REACHING
-from soft_mpcritic.envs.tasks.spec import Either, TaskSpec, never, unknown
+from soft_mpcritic.envs.tasks.spec import Either, Repeated, TaskSpec, never, unknown
 
-__all__ = ["TASKS", "Either", "TaskSpec", "never", "unknown"]
+__all__ = ["TASKS", "Either", "Repeated", "TaskSpec", "never", "unknown"]
 
 TASKS: dict[str, TaskSpec] = {**PENDULUMS, **REACHING, **LOCOMOTION}

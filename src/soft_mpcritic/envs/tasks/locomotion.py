@@ -6,7 +6,7 @@ the networks see the rest only, which is the tasks' standard observation, unless
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
@@ -21,6 +21,28 @@ def forward_speed(obs: Obs, next_obs: Obs, step: float) -> PerRow:
     1.5e-4 m/s for a step of 0.008 s.
     """
     return (next_obs[:, 0] - obs[:, 0]) / step
+
+
+@dataclass(frozen=True)
+class SpeedLessEffort:
+    """Speed + healthy - effort |a|^2, summed over `steps` of `step` seconds under one action: speeds add up to a way.
+
+    `healthy` is 1 or 0 for an observation, without it all are 0. Of several steps the last is asked for all: where an
+    earlier one ends the episode, up to steps - 1 healthy ones and the effort of those to come are missed.
+    """
+
+    step: float
+    effort: float
+    healthy: Callable[[Obs], PerRow] | None = None
+    steps: int = 1
+
+    def __call__(self, obs: Obs, action: Action, next_obs: Obs) -> PerRow:
+        earned = forward_speed(obs, next_obs, self.step) - self.steps * self.effort * squares(action)
+        return earned if self.healthy is None else earned + self.steps * self.healthy(next_obs)
+
+    def over(self, steps: int) -> "SpeedLessEffort":
+        """What so many steps earn."""
+        return replace(self, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -43,30 +65,10 @@ def hopper_healthy(obs: Obs) -> PerRow:
     return healthy.astype(obs.dtype)
 
 
-def hopper_reward(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
-    """Speed + healthy - 0.001 |a|^2."""
-    return forward_speed(obs, next_obs, 0.008) + hopper_healthy(next_obs) - 1e-3 * squares(action)
-
-
 def walker_healthy(obs: Obs) -> PerRow:
     """Torso between 0.8 and 2 m, and tilted by less than 1 rad."""
     height, angle = obs[:, 1], obs[:, 2]
     return ((height > 0.8) & (height < 2) & (jnp.abs(angle) < 1)).astype(obs.dtype)
-
-
-def walker_reward(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
-    """Speed + healthy - 0.001 |a|^2."""
-    return forward_speed(obs, next_obs, 0.008) + walker_healthy(next_obs) - 1e-3 * squares(action)
-
-
-def cheetah_reward(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
-    """Speed - 0.1 |a|^2."""
-    return forward_speed(obs, next_obs, 0.05) - 0.1 * squares(action)
-
-
-def swimmer_reward(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
-    """Speed - 0.0001 |a|^2."""
-    return forward_speed(obs, next_obs, 0.04) - 1e-4 * squares(action)
 
 
 def ant_healthy(obs: Obs) -> PerRow:
@@ -94,9 +96,9 @@ def _on_track(reward: Reward, termination: Termination, *positions: int, angles:
 
 
 LOCOMOTION = {
-    "Hopper-v5": _on_track(hopper_reward, Fallen(hopper_healthy), 0),
-    "Walker2d-v5": _on_track(walker_reward, Fallen(walker_healthy), 0),
-    "HalfCheetah-v5": _on_track(cheetah_reward, never, 0, angles=(2,)),  # how far it has tumbled over
-    "Swimmer-v5": _on_track(swimmer_reward, never, 0, 1, angles=(2,)),  # where it heads
+    "Hopper-v5": _on_track(SpeedLessEffort(0.008, 1e-3, hopper_healthy), Fallen(hopper_healthy), 0),
+    "Walker2d-v5": _on_track(SpeedLessEffort(0.008, 1e-3, walker_healthy), Fallen(walker_healthy), 0),
+    "HalfCheetah-v5": _on_track(SpeedLessEffort(0.05, 0.1), never, 0, angles=(2,)),  # how far it has tumbled over
+    "Swimmer-v5": _on_track(SpeedLessEffort(0.04, 1e-4), never, 0, 1, angles=(2,)),  # where it heads
     "Ant-v5": _on_track(ant_reward, Fallen(ant_healthy), 0, 1),
 }

@@ -1,9 +1,10 @@
 """What a task tells beside its spaces, and the terms that tasks share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,6 +14,15 @@ from soft_mpcritic.types import Dynamics, Reward, Termination
 Obs = Float[Array, "R S"]
 Action = Float[Array, "R A"]  # in the task's units
 PerRow = Float[Array, " R"]
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """A reward that adds up, over steps under one action, to a function of where they begin and end."""
+
+    def over(self, steps: int) -> Reward:
+        """What `steps` such steps earn."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,27 @@ class TaskSpec:
     angles: tuple[int, ...] = ()  # components that are angles without bounds: a turn more changes nothing
     total_steps: int = 100_000  # a training budget that suffices
     nominal: Dynamics | None = None  # physics as far as they are known
+
+    def repeated(self, times: int) -> "TaskSpec":
+        """What is known of `times` steps under one action, or of fewer where one ends the episode, taken as one.
+
+        A termination that asks where a step leads holds for the last of them; rewards that do not add up are unknown.
+        """
+        if times == 1:
+            return self
+        reward = self.reward.over(times) if isinstance(self.reward, Additive) else unknown
+        return replace(self, reward=reward)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Physics of `times` steps under one action."""
+
+    dynamics: Dynamics
+    times: int
+
+    def __call__(self, obs: Obs, action: Action) -> Obs:
+        return jax.lax.fori_loop(0, self.times, lambda _, obs: self.dynamics(obs, action), obs)
 
 
 def never(obs: Obs, action: Action, next_obs: Obs) -> PerRow:
