@@ -81,6 +81,7 @@ REFUSED = [
     (TrainingConfig, "seed_hold", math.inf),
     (TrainingConfig, "action_repeat", 0),
     (TrainingConfig, "action_repeat", 1001),
+    (TrainingConfig, "observe_change", 1),
     (TrainingConfig, "updates_per_step", 0),
     (TrainingConfig, "pretrain_updates", -1),
     (TrainingConfig, "target_steps", -0.1),

@@ -172,6 +172,7 @@ class TrainingConfig:
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
     control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     action_repeat: int = 1  # steps of the environment under one action: together they are one step of all that counts
+    observe_change: bool = False  # do observations also hold how they have changed in the last step?
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?
     episode_steps: int = 0  # after which training's first episodes are cut, to start anew; 0: where the task ends them
     wrap_angles: bool = False  # do the networks see angles without bounds as cosine and sine?

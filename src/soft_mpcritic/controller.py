@@ -88,7 +88,8 @@ def control_program(agent: Agent, models: Models, plants: int) -> ControlProgram
         result = planner.plan_to_control(jax.tree.unflatten(structure, arrays), key, obs, start)
         return result.plan, result.value
 
-    sizes = Plants(plants, task.obs_size, task.action_low, task.action_high, agent.config.planner.horizon + 1)
+    slots = agent.config.planner.horizon + 1
+    sizes = Plants(plants, task.state_size, task.action_low, task.action_high, slots, task.observe_change)
     return ControlProgram(program, dict(zip(names, leaves, strict=True)), sizes)
 
 

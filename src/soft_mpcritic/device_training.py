@@ -18,7 +18,7 @@ from soft_mpcritic.config import ConfigError
 from soft_mpcritic.device_loop import DeviceLoop, LoopState, Orders, Rows
 from soft_mpcritic.diagnostics import Diagnostics, summarize
 from soft_mpcritic.divergence import DivergenceError, smaller_steps, way_back
-from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, make_device_env, make_task
+from soft_mpcritic.envs import DeviceVector, EnvironmentFaultError, task_for
 from soft_mpcritic.envs.device import UNSOUND, sound_rows
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import LOG
@@ -68,9 +68,8 @@ class DeviceRun:
 
         config = fitted(settings.config, max(settings.total_steps, resumed_at or 0))
         parts = settings.parts.filled(config.parts)
-        repeat = self._training.action_repeat
-        agent = Agent(make_task(settings.env_id, "device", parts, repeat), config, parts)
-        env = make_device_env(settings.env_id, self._training.simulator, repeat)
+        agent = Agent(task_for(settings.env_id, self._training, parts), config, parts)
+        env = agent.task.make_device_env(self._training.simulator)
         envs = DeviceVector(env, self._training.num_envs)
         length = min(-(-self._training.log_every // envs.num_envs), LONGEST_CHUNK)
         self._loop = DeviceLoop(agent, envs, length)

@@ -27,10 +27,10 @@ class Normalizer(eqx.Module):
     count: Float[Array, ""]
     mean: Float[Array, " S"]
     squares: Float[Array, " S"]  # sum of squared deviations from the mean
-    floor: float = eqx.field(static=True)
+    floor: float | tuple[float, ...] = eqx.field(static=True)  # of all components, or of each
 
     @staticmethod
-    def init(size: int, floor: float) -> "Normalizer":
+    def init(size: int, floor: float | tuple[float, ...]) -> "Normalizer":
         return Normalizer(jnp.zeros(()), jnp.zeros(size), jnp.zeros(size), floor)
 
     def update(self, rows: Float[Array, "R S"]) -> "Normalizer":
@@ -46,7 +46,7 @@ class Normalizer(eqx.Module):
     def deviation(self) -> Float[Array, " S"]:
         """Standard deviation with a floor; 1 before anything was seen."""
         spread = jnp.sqrt(self.squares / jnp.maximum(self.count, 1))
-        return jnp.where(self.count > 0, jnp.maximum(spread, self.floor), 1.0)
+        return jnp.where(self.count > 0, jnp.maximum(spread, jnp.array(self.floor)), 1.0)
 
     def normalize(self, rows: Float[Array, "R S"]) -> Float[Array, "R S"]:
         """Deviations from the mean, clipped; the rows themselves before anything was seen."""

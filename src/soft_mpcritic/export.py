@@ -54,6 +54,7 @@ def export_run(
         "updates": int(state.updates),
         "plants": plants,
         "obs_size": parts.plants.obs_size,
+        "observe_change": parts.plants.observe_change,
         "action_size": len(parts.plants.action_low),
         "action_low": parts.plants.action_low,
         "action_high": parts.plants.action_high,
@@ -73,7 +74,7 @@ def _lowered(parts: ControlProgram, platform: str) -> bytes:
     """The program for one platform. One for all would be lowered otherwise, and round otherwise than `Controller`."""
     plants = parts.plants
     number = jax.ShapeDtypeStruct((), np.uint32)
-    obs = jax.ShapeDtypeStruct((plants.count, plants.obs_size), np.float32)
+    obs = jax.ShapeDtypeStruct((plants.count, plants.asked_size), np.float32)
     start = jax.ShapeDtypeStruct((plants.count, plants.slots, len(plants.action_low)), np.float32)
     arrays = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in parts.arrays.values()]
     with _without_source_locations():

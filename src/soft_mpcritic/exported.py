@@ -27,7 +27,7 @@ FORMAT = 1  # of the artefact; raised when an old one can no longer be read
 MANIFEST, PROGRAM, ARRAYS = "manifest.json", "solve.{}.stablehlo", "models.npz"  # a program for every platform
 
 Solve = Callable[[np.uint32, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(number of the solve, observations [E, S], start [E, T, A]) -> (plan [E, T, A], soft value [E])."""
+"""(number of the solve, observations [E, S] or [E, 2 S], start [E, T, A]) -> (plan [E, T, A], soft value [E])."""
 
 
 # ------------------------------------------------------------------ real time
@@ -42,6 +42,12 @@ class Plants:
     action_low: tuple[float, ...]  # A numbers, in the plants' units
     action_high: tuple[float, ...]
     slots: int  # T, length of a plan
+    observe_change: bool = False  # does the solve ask how observations have changed since the last tick, too?
+
+    @property
+    def asked_size(self) -> int:
+        """Components of what the solve is asked at."""
+        return 2 * self.obs_size if self.observe_change else self.obs_size
 
 
 class Latencies:
@@ -109,13 +115,14 @@ class ControlLoop:
         self._low, self._high = (np.array(bound, np.float32) for bound in (plants.action_low, plants.action_high))
         self._worker = None if deadline is None else ThreadPoolExecutor(1, "soft-mpcritic-solve")
         self._late: Late | None = None
+        self._seen = np.full((plants.count, plants.obs_size), np.nan)
         self._value = np.full(plants.count, np.nan, np.float32)
         self.reset()
 
     def __call__(self, obs: ArrayLike) -> np.ndarray:
         called = perf_counter()
         rows = self._checked(obs)
-        improved = self._improve(rows, called)
+        improved = self._improve(self._beside_changes(rows), called)
         self._plan, self._start = self._start, shift(self._start)
         action = self._to_plant(self._plan[:, 0])
         action = action if np.ndim(obs) == 2 else action[0]
@@ -138,6 +145,7 @@ class ControlLoop:
                 got = f"{restarted.dtype}{restarted.shape}"
                 raise ValueError(f"which must be a mask of {plants.count} booleans, got {got}: one for each plant.")
             self._plan, self._start = (_cleared(plan, restarted) for plan in (self._plan, self._start))
+        self._seen[restarted] = np.nan
         if self._late is not None:
             self._late.wanted = self._late.wanted & ~restarted
 
@@ -196,7 +204,14 @@ class ControlLoop:
         for plant, component in np.argwhere(~(np.abs(rows) <= np.finfo(np.float32).max)):
             where, value = f"component {component} of the observation of plant {plant}", rows[plant, component]
             raise ValueError(f"{where} must be finite, got {value}: mend the sensor, or stop the plant.")
-        return rows.astype(np.float32)
+        return rows
+
+    def _beside_changes(self, rows: np.ndarray) -> np.ndarray:
+        """What the solve is asked at: a plant that is new, or was reset, has not changed."""
+        changes = np.where(np.isnan(self._seen), 0.0, rows - self._seen)
+        self._seen = rows
+        asked = np.concatenate([rows, changes], axis=1) if self.plants.observe_change else rows
+        return asked.astype(np.float32)
 
     def _to_plant(self, action: np.ndarray) -> np.ndarray:
         """From the planner's box [-1, 1] to the plants' own."""
@@ -219,7 +234,7 @@ def compiled_solve(
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2^32), got {seed}: use a smaller whole number.")
     size = len(plants.action_low)
-    obs = np.zeros((plants.count, plants.obs_size), np.float32)
+    obs = np.zeros((plants.count, plants.asked_size), np.float32)
     start = np.zeros((plants.count, plants.slots, size), np.float32)
     fixed = (arrays, np.uint32(seed))
     lowered = jax.jit(program).lower(*fixed, np.uint32(0), obs, start)
@@ -260,6 +275,7 @@ class ExportedController(ControlLoop):
             tuple(self.manifest["action_low"]),
             tuple(self.manifest["action_high"]),
             self.manifest["plan_slots"],
+            self.manifest.get("observe_change", False),
         )
         platform = export.default_export_platform()
         if platform not in self.manifest["platforms"]:
@@ -309,6 +325,7 @@ def _wrong_entries(manifest: dict[str, Any]) -> list[str]:
         "plants": lambda v: type(v) is int and 1 <= v <= MOST,
         "obs_size": lambda v: type(v) is int and 1 <= v <= MOST,
         "plan_slots": lambda v: type(v) is int and 1 <= v <= MOST,
+        "observe_change": lambda v: v is None or type(v) is bool,
         "action_low": numbers,
         "action_high": lambda v: numbers(v) and _is_list(manifest.get("action_low"), len_of=v),
         "platforms": texts,

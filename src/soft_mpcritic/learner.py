@@ -84,9 +84,9 @@ class Learner:
         # Of a finished episode nothing is left, even where V is invalid and the product NaN.
         return batch.reward + jnp.where(batch.terminated < 1, future, 0.0), result
 
-    def surprise(self, batch: Transition) -> Float[Array, "R S"]:
+    def surprise(self, batch: Transition) -> Float[Array, "R X"]:
         """What the ensemble is to learn of steps: how far they led from where they were known to lead."""
-        return batch.next_obs - self.planner.expected(batch.obs, batch.action)
+        return self.planner.state(batch.next_obs) - self.planner.expected(batch.obs, batch.action)
 
     def _update_critic(
         self, state: AgentState, key: PRNGKeyArray

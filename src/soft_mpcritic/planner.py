@@ -76,7 +76,7 @@ class Planner:
 
     def init_models(self, key: PRNGKeyArray) -> Models:
         """Fresh networks and statistics that have seen nothing."""
-        config, size = self.config, self.task.obs_size
+        config, size, changes = self.config, self.task.state_size, self.task.obs_size - self.task.state_size
         dynamics_key, critic_key = jax.random.split(key)
         inputs = self._feature_size + self.task.action_size
         critic = SoftQ.init(critic_key, inputs, config.objective.discount, config.critic)
@@ -85,7 +85,7 @@ class Planner:
             critic=critic,
             target_critic=jax.tree.map(jnp.copy, critic),
             mean_critic=jax.tree.map(jnp.copy, critic) if config.critic.control == "mean" else None,
-            obs_scale=Normalizer.init(size, OBS_FLOOR),
+            obs_scale=Normalizer.init(size + changes, (OBS_FLOOR,) * size + (CHANGE_FLOOR,) * changes),
             change_scale=Normalizer.init(size, CHANGE_FLOOR),
             goal=self._init_goal(jax.random.fold_in(key, 2)),  # 0 and 1 are what `split` makes of a key
         )
@@ -198,7 +198,7 @@ class Planner:
         """What one member makes of a step, with reward and termination of `judge`; actions are clipped here."""
         action = jnp.clip(action, -1, 1)
         inputs = jnp.concatenate([self.features(models, obs), action], axis=-1)
-        next_obs = self.expected(obs, action) + models.change_scale.denormalize(member(inputs))
+        next_obs = self._observed(obs, self.expected(obs, action) + models.change_scale.denormalize(member(inputs)))
         reward, termination = self.judge(models, obs, action, next_obs)
         continuation = 1 - termination if self.config.objective.terminations else jnp.ones_like(reward)
         return StepOutcome(next_obs, reward, continuation)
@@ -207,14 +207,14 @@ class Planner:
         self, models: Models, obs: Float[Array, "R S"], action: Float[Array, "R A"], next_obs: Float[Array, "R S"]
     ) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
         """Reward and probability of termination of a step, as the task knows them or as they were learned."""
-        known, env_action = self.task.spec, self.to_env(action)
+        known, step = self.task.spec, (self.state(obs), self.to_env(action), self.state(next_obs))
         if models.goal is None:
-            return known.reward(obs, env_action, next_obs), self._known_end(models, obs, env_action, next_obs)
+            return known.reward(*step), self._known_end(models, *step)
         reward, termination = models.goal(self.features(models, obs), action, self.features(models, next_obs))
         if "reward" not in self._learned_goal:
-            reward = known.reward(obs, env_action, next_obs)
+            reward = known.reward(*step)
         if "termination" not in self._learned_goal:
-            termination = self._known_end(models, obs, env_action, next_obs)
+            termination = self._known_end(models, *step)
         return reward, termination
 
     def _known_end(
@@ -227,16 +227,24 @@ class Planner:
         ends, caution = self.task.spec.termination, self.config.objective.caution
         if caution == 0:
             return ends(obs, env_action, next_obs)
-        errors = caution * models.change_scale.deviation[None] * normal_points(FEARED, self.task.obs_size)
+        errors = caution * models.change_scale.deviation[None] * normal_points(FEARED, self.task.state_size)
         return jnp.mean(jax.vmap(lambda error: ends(obs, env_action, next_obs + error[None]))(errors), axis=0)
 
-    def expected(self, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, "R S"]:
-        """Where a step leads as far as is known without learning; nothing known means: nowhere else.
+    def expected(self, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, "R X"]:
+        """The `state` where a step leads as far as is known without learning; nothing known means: nowhere else.
 
         What the ensemble learns is the rest. The action is in the library's box.
         """
-        nominal = self.task.spec.nominal
-        return obs if nominal is None else nominal(obs, self.to_env(action))
+        nominal, state = self.task.spec.nominal, self.state(obs)
+        return state if nominal is None else nominal(state, self.to_env(action))
+
+    def state(self, obs: Float[Array, "R S"]) -> Float[Array, "R X"]:
+        """What of an observation a model must predict, and rewards ask for: all but how it changed."""
+        return obs[:, : self.task.state_size]
+
+    def _observed(self, obs: Float[Array, "R S"], state: Float[Array, "R X"]) -> Float[Array, "R S"]:
+        """What is observed at `state`, which `obs` led to."""
+        return jnp.concatenate([state, state - self.state(obs)], axis=-1) if self.task.observe_change else state
 
     def features(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
         """What the networks see of an observation: scaled, and without the task's positions unless asked for.
@@ -265,8 +273,9 @@ class Planner:
     @cached_property
     def _visible(self) -> tuple[int, ...]:
         """The components that the networks see as they are, but for their scale."""
-        hidden = () if self.config.training.observe_position else self.task.spec.positions
-        return tuple(i for i in range(self.task.obs_size) if i not in (*hidden, *self._angles))
+        positions = () if self.config.training.observe_position else self.task.spec.positions
+        changes = tuple(self.task.state_size + i for i in positions)
+        return tuple(i for i in range(self.task.obs_size) if i not in (*positions, *changes, *self._angles))
 
     @property
     def _angles(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from soft_mpcritic.config import Config, ConfigError, check
 from soft_mpcritic.console import Console
 from soft_mpcritic.controller import Controller
 from soft_mpcritic.device_training import train_on_device
-from soft_mpcritic.envs import make_task
+from soft_mpcritic.envs import task_for
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
 from soft_mpcritic.parts import NOTHING_OWN, Parts, name_of
 from soft_mpcritic.plotting import plot_runs
@@ -118,8 +118,7 @@ def train(
     given = {role: told for role, told in vars(parts.names).items() if told}
     settings = replace(settings, parts=replace(settings.parts, **given))
     known_as = config if isinstance(config, str) else "default" if config == Config() else OWN_SETTINGS
-    training = settings.training
-    task = make_task(name, training.backend, parts.filled(settings.parts), training.action_repeat)
+    task = task_for(name, settings.training, parts.filled(settings.parts))
     total = task.spec.total_steps if total_steps is None else total_steps
     check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
     check(0 <= seed < 2**32, "seed", "lie in [0, 2^32)", seed, "use a smaller whole number")

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from soft_mpcritic.config import Config, ConfigError
-from soft_mpcritic.envs import make_device_env, make_task
+from soft_mpcritic.envs import task_for
 from soft_mpcritic.memory import Footprint, available_memory
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import prepare_run
@@ -32,8 +32,8 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
     Raises `ConfigError` where folders or memory do not allow it, before anything is written.
     """
     config, training = fitted(asked.config, asked.total_steps), asked.config.training
-    task = make_task(asked.env_id, "device", action_repeat=training.action_repeat)
-    env = make_device_env(asked.env_id, training.simulator, training.action_repeat)
+    task = task_for(asked.env_id, training)
+    env = task.make_device_env(training.simulator)
     Footprint(task, config, env).check(num_seeds, *available_memory())
     seeds = range(asked.seed, asked.seed + num_seeds)
     folders = [folder] if num_seeds == 1 else [RunFolder(folder.path / f"seed{seed}") for seed in seeds]

@@ -20,7 +20,7 @@ from soft_mpcritic.compilation import jit, jit_on_leaves
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.diagnostics import Diagnostics, summarize
 from soft_mpcritic.divergence import DivergenceError, smaller_steps, way_back
-from soft_mpcritic.envs import EnvironmentFaultError, EnvVector, make_task
+from soft_mpcritic.envs import EnvironmentFaultError, EnvVector, task_for
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import LOG
 from soft_mpcritic.memory import Footprint, available_memory
@@ -35,8 +35,8 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 def make_agent(settings: RunSettings) -> Agent:
     """The agent that a run asks for; raises `ConfigError` for a task that does not go with the settings."""
     config = settings.config
-    parts, training = settings.parts.filled(config.parts), config.training
-    return Agent(make_task(settings.env_id, training.backend, parts, training.action_repeat), config, parts)
+    parts = settings.parts.filled(config.parts)
+    return Agent(task_for(settings.env_id, config.training, parts), config, parts)
 
 
 def check_memory(agent: Agent) -> None:

@@ -93,7 +93,7 @@ def _play(controller: Controller, envs: Vector, period: float, steps: int, seed:
     began = time.perf_counter()
     for tick in range(steps):
         time.sleep(max(began + tick * period - time.perf_counter(), 0))
-        experience = envs.step(controller(obs))
+        experience = envs.step(controller(obs[:, : controller.plants.obs_size]))
         returns += experience.reward
         terminations += int(np.sum(experience.terminated))
         obs = experience.start_obs

@@ -17,7 +17,7 @@ from soft_mpcritic.baselines import (
 from soft_mpcritic.cli.checks import check_seed
 from soft_mpcritic.config import Config, TrainingConfig, check, override
 from soft_mpcritic.console import Console
-from soft_mpcritic.envs import make_task
+from soft_mpcritic.envs import task_for
 from soft_mpcritic.parts import NOTHING_OWN
 from soft_mpcritic.run import execute, new_run_dir
 from soft_mpcritic.run_folder import RunFolder, RunSettings
@@ -54,8 +54,7 @@ class TrainArgs:
     def run(self) -> None:
         """Trains, with live progress, and says where the results are."""
         config = self._laid_over()
-        parts, training = NOTHING_OWN.filled(config.parts), config.training
-        task = make_task(self.env_id, training.backend, parts, training.action_repeat)
+        task = task_for(self.env_id, config.training, NOTHING_OWN.filled(config.parts))
         total = task.spec.total_steps if self.total_steps is None else self.total_steps
         check(total >= 1, "total_steps", "be >= 1", total, "use some thousands")
         check(self.num_seeds >= 1, "num_seeds", "be >= 1", self.num_seeds, "1 is a single run")

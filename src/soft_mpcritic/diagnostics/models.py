@@ -96,10 +96,14 @@ def change_deviation(replay: Replay) -> Float[Array, " S"]:
 
 
 def model_errors(planner: Planner, models: Models, windows: Windows, deviation: Float[Array, " S"]) -> ModelErrors:
-    """Rolls every member along the windows; see `ModelErrors`. NaN at a step that no window reaches."""
-    obs, reward = roll_members(planner, models, windows.obs, windows.action)
-    truth, start = windows.next_obs[None], windows.obs[None, :, None]
-    unit, live = deviation[None, None, None, :], windows.live[None, :, :, None]
+    """Rolls every member along the windows; see `ModelErrors`. NaN at a step that no window reaches.
+
+    Of observations that also hold how they changed, the first half is compared: the rest follows from it.
+    """
+    told, reward = roll_members(planner, models, windows.obs, windows.action)
+    compared = slice(planner.task.state_size)
+    obs, truth, start = told[..., compared], windows.next_obs[None, ..., compared], windows.obs[None, :, None, compared]
+    unit, live = deviation[None, None, None, compared], windows.live[None, :, :, None]
     first, first_truth = obs[:, :, 0] / unit[:, :, 0], truth[0, :, 0] / unit[0, :, 0]
     return ModelErrors(
         squares=_live_mean(((obs - truth) / unit) ** 2, live),

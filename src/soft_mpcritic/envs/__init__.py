@@ -2,7 +2,7 @@
 
 from soft_mpcritic.envs.device import DEVICE_TASKS, DeviceEnv, DeviceVector, MjxDynamics, VectorState, make_device_env
 from soft_mpcritic.envs.guard import EnvironmentFaultError
-from soft_mpcritic.envs.registry import TASKS, Task, make_task
+from soft_mpcritic.envs.registry import TASKS, Task, make_task, task_for
 from soft_mpcritic.envs.vector import EnvVector, Vector, make_vector
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "make_device_env",
     "make_task",
     "make_vector",
+    "task_for",
 ]

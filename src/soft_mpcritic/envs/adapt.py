@@ -69,6 +69,27 @@ class Held(gym.Wrapper):
         return obs, earned, terminated, truncated, info
 
 
+class Changing(gym.Wrapper):
+    """Observations followed by how they have changed since the last step, 0 at first."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        space: Any = env.observation_space
+        low, high = np.append(space.low, space.low - space.high), np.append(space.high, space.high - space.low)
+        self.observation_space = Box(low, high, dtype=space.dtype)
+        self._obs = np.zeros(0)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._obs = np.array(obs)  # a copy: environments may write the next one into the same array
+        return np.append(self._obs, np.zeros_like(self._obs)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        next_obs, reward, terminated, truncated, info = self.env.step(action)
+        before, self._obs = self._obs, np.array(next_obs)
+        return np.append(self._obs, self._obs - before), reward, terminated, truncated, info
+
+
 class Judged(gym.Wrapper):
     """An environment with a goal of one's own: another reward, or one more way to end, as JAX functions."""
 

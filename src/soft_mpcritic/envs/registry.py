@@ -10,9 +10,9 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.spaces import Box
 
-from soft_mpcritic.config import ConfigError
-from soft_mpcritic.envs.adapt import Held, Judged, adapt, check_action, check_observation
-from soft_mpcritic.envs.device import DEVICE_TASKS, OWN_TASKS
+from soft_mpcritic.config import ConfigError, TrainingConfig
+from soft_mpcritic.envs.adapt import Changing, Held, Judged, adapt, check_action, check_observation
+from soft_mpcritic.envs.device import DEVICE_TASKS, OWN_TASKS, DeviceEnv, make_device_env
 from soft_mpcritic.envs.dm_control import PREFIX, DmControl
 from soft_mpcritic.envs.tasks import TASKS, Either, Repeated, TaskSpec, unknown
 from soft_mpcritic.parts import NOTHING_OWN, Parts, check_traceable, import_named
@@ -24,7 +24,8 @@ class Task:
     """A task as the agent sees it: sizes, the box of its actions and what is known of it beside.
 
     A step of it is `action_repeat` steps of its environment under one action. `reward` and `termination` are a user's
-    own, which the environments are to follow as well.
+    own, which the environments are to follow as well. With `observe_change`, the second half of an observation is how
+    the first has changed since the step before; `spec` is about the first.
     """
 
     env_id: str
@@ -36,6 +37,12 @@ class Task:
     reward: Reward | None = None
     termination: Termination | None = None
     action_repeat: int = 1
+    observe_change: bool = False
+
+    @property
+    def state_size(self) -> int:
+        """How many components of an observation a model must predict: all but how they change."""
+        return self.obs_size // 2 if self.observe_change else self.obs_size
 
     @property
     def action_size(self) -> int:
@@ -70,7 +77,16 @@ class Task:
         """
         env = adapt(_make(self.source or _registered(self.env_id), {**self.spec.env_options, **options}))
         env = env if self.action_repeat == 1 else Held(env, self.action_repeat)
-        return Judged(env, self.reward, self.termination) if self.judged else env
+        env = Judged(env, self.reward, self.termination) if self.judged else env
+        return Changing(env) if self.observe_change else env
+
+    def make_device_env(self, simulator: str = "mujoco") -> DeviceEnv:
+        """Its version on the device, by one of the simulators that `envs.device` knows."""
+        return make_device_env(self.env_id, simulator, self.action_repeat, self.observe_change)
+
+    def changing(self) -> "Task":
+        """The task in which observations also hold how they have changed since the step before."""
+        return replace(self, obs_size=2 * self.obs_size, observe_change=True)
 
 
 def make_task(env_id: str, backend: str = "host", parts: Parts = NOTHING_OWN, action_repeat: int = 1) -> Task:
@@ -95,6 +111,12 @@ def make_task(env_id: str, backend: str = "host", parts: Parts = NOTHING_OWN, ac
     low, high = (tuple(bound.astype(float).tolist()) for bound in (action_space.low, action_space.high))
     task = Task(env_id, obs_size, low, high, spec, source, action_repeat=action_repeat)
     return _with_parts(task, parts)
+
+
+def task_for(env_id: str, training: TrainingConfig, parts: Parts = NOTHING_OWN) -> Task:
+    """The task as the settings of a training run want it stepped and seen; raises `ConfigError` as `make_task` does."""
+    task = make_task(env_id, training.backend, parts, training.action_repeat)
+    return task.changing() if training.observe_change else task
 
 
 def _own_task(env_id: str, backend: str, action_repeat: int) -> Task:

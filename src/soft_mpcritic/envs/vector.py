@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from soft_mpcritic.envs.device import HostedVector, make_device_env
+from soft_mpcritic.envs.device import HostedVector
 from soft_mpcritic.envs.guard import FAULT, EnvironmentFaultError, Guarded
 from soft_mpcritic.envs.registry import Task
 from soft_mpcritic.types import Experience
@@ -213,4 +213,4 @@ def make_vector(task: Task, num_envs: int, timeout: float = 0.0) -> Vector:
     """Gymnasium's environments, or for a task that it does not have the device's."""
     if task.has_gymnasium:
         return EnvVector(task, num_envs, timeout=timeout)
-    return HostedVector(make_device_env(task.env_id, action_repeat=task.action_repeat), num_envs)
+    return HostedVector(task.make_device_env(), num_envs)

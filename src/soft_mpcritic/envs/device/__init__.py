@@ -8,6 +8,7 @@ from soft_mpcritic.envs.device.pendulums import SWING_UP, CartPoleSwingUp, Pendu
 from soft_mpcritic.envs.device.simulator import SimulatorEnv
 from soft_mpcritic.envs.device.vector import (
     UNSOUND,
+    ChangingEnv,
     DeviceEnv,
     DeviceVector,
     HeldEnv,
@@ -21,6 +22,7 @@ __all__ = [
     "DEVICE_TASKS",
     "OWN_TASKS",
     "UNSOUND",
+    "ChangingEnv",
     "DeviceEnv",
     "DeviceVector",
     "HeldEnv",
@@ -46,13 +48,17 @@ OWN_TASKS = {"CartPoleSwingUp": OwnTask(5, 1, SWING_UP)}
 DEVICE_TASKS = (*TASKS, *OWN_TASKS)
 
 
-def make_device_env(env_id: str, simulator: str = "mujoco", action_repeat: int = 1) -> DeviceEnv:
+def make_device_env(
+    env_id: str, simulator: str = "mujoco", action_repeat: int = 1, observe_change: bool = False
+) -> DeviceEnv:
     """The device version of one of DEVICE_TASKS; raises `ConfigError` where `simulator`, mujoco or mjx, cannot be.
 
-    The other tasks are equations of motion, whatever the simulator. Every step is `action_repeat` steps of the task.
+    The other tasks are equations of motion, whatever the simulator. Every step is `action_repeat` steps of the task,
+    and with `observe_change` observations also hold how they changed.
     """
     env = _make_single(env_id, simulator)
-    return env if action_repeat == 1 else HeldEnv(env, action_repeat)
+    env = env if action_repeat == 1 else HeldEnv(env, action_repeat)
+    return ChangingEnv(env) if observe_change else env
 
 
 def _make_single(env_id: str, simulator: str) -> DeviceEnv:

@@ -78,6 +78,32 @@ class HeldEnv:
         return jax.lax.fori_loop(1, self.steps, once_more, self.env.step(state, action))
 
 
+@dataclasses.dataclass(frozen=True)
+class ChangingEnv:
+    """An environment whose observations are followed by how they have changed since the last step, 0 at first."""
+
+    env: DeviceEnv
+
+    @property
+    def max_steps(self) -> int:
+        return self.env.max_steps
+
+    @property
+    def step_bytes(self) -> int:
+        return self.env.step_bytes
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Any, Float[Array, " S"]]:
+        state, obs = self.env.reset(key)
+        return (state, obs), jnp.concatenate([obs, jnp.zeros_like(obs)])
+
+    def step(self, state: Any, action: Float[Array, " A"]) -> Outcome:
+        """`state` holds the last observation beside the environment's own."""
+        own, before = state
+        outcome = self.env.step(own, action)
+        obs = jnp.concatenate([outcome.obs, outcome.obs - before])
+        return outcome._replace(state=(outcome.state, outcome.obs), obs=obs)
+
+
 class VectorState(eqx.Module):
     """Where E environments are."""
 
