@@ -15,6 +15,7 @@ from soft_mpcritic import train
 from soft_mpcritic.config import Config, ConfigError, override
 from soft_mpcritic.controller import step_seconds
 from soft_mpcritic.envs import TASKS, make_device_env, make_task
+from soft_mpcritic.envs.device.vector import Outcome
 from soft_mpcritic.files import read_table
 from soft_mpcritic.parts import Parts
 from tests.systems import small_config
@@ -117,6 +118,14 @@ def test_physics_of_ones_own_are_told_of_one_step_and_taken_several_times():
     np.testing.assert_allclose(led, [[8 + 3.5], [7.0]])
 
 
+def one_by_one(step: Any, state: Any, action: Any, steps: int) -> list[Outcome]:
+    """Outcomes of `steps` single steps, or of fewer where one ends the episode."""
+    taken = [step(state, action)]
+    while len(taken) < steps and not taken[-1].terminated:
+        taken.append(step(taken[-1].state, action))
+    return taken
+
+
 @pytest.mark.parametrize("env_id, steps", [("Walker2d-v5", 3), ("CartPoleSwingUp", 2)])
 def test_a_device_step_is_several_of_the_device(env_id, steps):
     """Walker2d falls within some of them, which must be its last."""
@@ -127,17 +136,11 @@ def test_a_device_step_is_several_of_the_device(env_id, steps):
         state, _ = held.reset(jax.random.key(episode))
         for _ in range(30):
             action = jnp.asarray(rng.uniform(-1, 1, size), jnp.float32)
-            outcome, earned, alone = hold(state, action), 0.0, state
-            for count in range(steps):
-                last = step(alone, action)
-                alone, earned = last.state, earned + float(last.reward)
-                if last.terminated:
-                    ended_early += count < steps - 1
-                    break
-            jax.tree.map(
-                partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), outcome._replace(reward=last.reward), last
-            )
-            np.testing.assert_allclose(outcome.reward, earned, rtol=1e-5)
+            outcome, taken = hold(state, action), one_by_one(step, state, action, steps)
+            last, earned = taken[-1], sum(float(one.reward) for one in taken)
+            agree = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+            jax.tree.map(agree, outcome, last._replace(reward=jnp.float32(earned)))
+            ended_early += len(taken) < steps
             state = outcome.state
             if outcome.terminated:
                 break

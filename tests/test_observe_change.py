@@ -3,10 +3,12 @@
 from functools import partial
 from pathlib import Path
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from soft_mpcritic import Controller, ExportedController, train
 from soft_mpcritic.agent import Agent
@@ -48,6 +50,30 @@ def test_the_second_half_is_what_the_first_has_gained_and_0_at_first(env_id):
         before = np.asarray(bare.start_obs)
     assert ended
     assert task.obs_size == 2 * size
+
+
+class Bytes(gym.Env):
+    """Counts down from 255, in one array which every observation is."""
+
+    observation_space, action_space = Box(0, 255, (1,), np.uint8), Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.count = np.zeros(1, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count[:] = 255
+        return self.count, {}
+
+    def step(self, action):
+        self.count -= 1
+        return self.count, 0.0, False, False, {}
+
+
+def test_bytes_that_fall_change_by_less_than_nothing():
+    env = make_task("bytes", parts=Parts(env=Bytes)).changing().make_env()
+    assert env.reset(seed=0)[0].tolist() == [255, 0]
+    assert [env.step(np.zeros(1, np.float32))[0].tolist() for _ in range(2)] == [[254, -1], [253, -1]]
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPoleSwingUp"])

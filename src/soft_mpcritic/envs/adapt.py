@@ -75,18 +75,19 @@ class Changing(gym.Wrapper):
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         space: Any = env.observation_space
-        low, high = np.append(space.low, space.low - space.high), np.append(space.high, space.high - space.low)
-        self.observation_space = Box(low, high, dtype=space.dtype)
+        any_change = np.full(space.shape, np.inf)
+        low, high = (np.append(*ends).astype(float) for ends in ((space.low, -any_change), (space.high, any_change)))
+        self.observation_space = Box(low, high, dtype=np.float64)  # of bytes, say, changes would be none
         self._obs = np.zeros(0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        self._obs = np.array(obs)  # a copy: environments may write the next one into the same array
+        self._obs = np.array(obs, float)  # a copy: environments may write the next one into the same array
         return np.append(self._obs, np.zeros_like(self._obs)), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         next_obs, reward, terminated, truncated, info = self.env.step(action)
-        before, self._obs = self._obs, np.array(next_obs)
+        before, self._obs = self._obs, np.array(next_obs, float)
         return np.append(self._obs, self._obs - before), reward, terminated, truncated, info
 
 
