@@ -119,6 +119,20 @@ def test_changes_reach_the_networks_but_positions_do_not():
         assert bool(jnp.any(moved != features(obs))) == (component not in (0, size))
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_critic_sees_changes_unless_told_not_to(seen):
+    agent = agent_for("Swimmer-v5", critic__observe_change=seen, training__wrap_angles=True)
+    models, size = agent.planner.init_models(jax.random.key(0)), agent.task.state_size
+    critic = jax.jit(lambda obs: models.critic.least(agent.planner.valued(models, obs), jnp.zeros((1, 2))))
+    features = jax.jit(partial(agent.planner.features, models))
+    obs = jax.random.normal(jax.random.key(1), (1, 2 * size))
+    for component in range(2 * size):
+        moved = obs.at[0, component].add(1.0)
+        hidden = component % size in agent.task.spec.positions
+        assert bool(jnp.any(features(moved) != features(obs))) == (not hidden)
+        assert bool(critic(moved)[0] != critic(obs)[0]) == (not hidden and (seen or component < size))
+
+
 def half(obs, action):
     return 0.5 * obs
 

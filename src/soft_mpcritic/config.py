@@ -137,6 +137,7 @@ class CriticConfig:
     support: tuple[float, float] = (-20.0, 20.0)  # of hl_gauss, in units
     unit: Literal["reward", "return"] = "return"  # network output 1 means `scale`, or scale / (1 - discount)
     scale: float = 1.0  # a usual reward of a step: with the temperature in its units too, learning knows no other units
+    observe_change: bool = True  # does Q see how observations have changed, where they hold it?
     target_step: float = 0.01
     target_every: int = 1  # updates between steps of the target network
     control: Literal["newest", "slow", "mean"] = "newest"  # the copy that control asks: slow is the target's

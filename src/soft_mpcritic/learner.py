@@ -103,7 +103,7 @@ class Learner:
 
         valid = jnp.isfinite(target) & (weight > 0)
         weight = jnp.where(valid, weight, 0.0)
-        features = self.planner.features(models, batch.obs)
+        features = self.planner.valued(models, batch.obs)
         if config.relative:
             weight = weight * models.target_critic.tolerance(features, batch.action)
 

@@ -79,7 +79,8 @@ class Planner:
         config, size, changes = self.config, self.task.state_size, self.task.obs_size - self.task.state_size
         dynamics_key, critic_key = jax.random.split(key)
         inputs = self._feature_size + self.task.action_size
-        critic = SoftQ.init(critic_key, inputs, config.objective.discount, config.critic)
+        asked = self._valued_size + self.task.action_size
+        critic = SoftQ.init(critic_key, asked, config.objective.discount, config.critic)
         return Models(
             dynamics=EnsembleDynamics.init(dynamics_key, inputs, size, config.dynamics),
             critic=critic,
@@ -180,7 +181,7 @@ class Planner:
         scenarios = make_scenarios(self.config.objective, config, self.parts)
 
         def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
-            return critic.least(self.features(models, obs), jnp.clip(action, -1, 1))
+            return critic.least(self.valued(models, obs), jnp.clip(action, -1, 1))
 
         def step(member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> StepOutcome:
             return self.model_step(models, member, obs, action)
@@ -251,11 +252,16 @@ class Planner:
 
         Angles without bounds can be seen as points on the circle: nothing learned at one turn is lost at the next.
         """
-        scaled = models.obs_scale.normalize(obs)[:, jnp.array(self._visible, jnp.int32)]
-        if not self._angles:
-            return scaled
-        turned = obs[:, jnp.array(self._angles, jnp.int32)]
-        return jnp.concatenate([scaled, jnp.cos(turned), jnp.sin(turned)], axis=-1)
+        scaled, turned = models.obs_scale.normalize(obs), obs[:, jnp.array(self._angles, jnp.int32)]
+        places, changes = (scaled[:, jnp.array(columns, jnp.int32)] for columns in (self._visible, self._changes))
+        return jnp.concatenate([places, jnp.cos(turned), jnp.sin(turned), changes], axis=-1)
+
+    def valued(self, models: Models, obs: Float[Array, "R S"]) -> Float[Array, "R F"]:
+        """What the critic sees of an observation: all `features`, or all but how it changed.
+
+        Imagined changes are differences of what models predict, and as wrong as a whole step of theirs.
+        """
+        return self.features(models, obs)[:, : self._valued_size]
 
     def to_env(self, action: Float[Array, "R A"]) -> Float[Array, "R A"]:
         """From the library's box [-1, 1] to the task's own."""
@@ -273,9 +279,18 @@ class Planner:
     @cached_property
     def _visible(self) -> tuple[int, ...]:
         """The components that the networks see as they are, but for their scale."""
-        positions = () if self.config.training.observe_position else self.task.spec.positions
-        changes = tuple(self.task.state_size + i for i in positions)
-        return tuple(i for i in range(self.task.obs_size) if i not in (*positions, *changes, *self._angles))
+        return tuple(i for i in range(self.task.state_size) if i not in (*self._hidden, *self._angles))
+
+    @property
+    def _hidden(self) -> tuple[int, ...]:
+        """The components that only rewards ask for."""
+        return () if self.config.training.observe_position else self.task.spec.positions
+
+    @property
+    def _changes(self) -> tuple[int, ...]:
+        """The components that say how the others, but for the hidden ones, have changed."""
+        size = self.task.state_size
+        return tuple(i for i in range(size, self.task.obs_size) if i - size not in self._hidden)
 
     @property
     def _angles(self) -> tuple[int, ...]:
@@ -283,8 +298,12 @@ class Planner:
         return self.task.spec.angles if self.config.training.wrap_angles else ()
 
     @property
+    def _valued_size(self) -> int:
+        return self._feature_size if self.config.critic.observe_change else self._feature_size - len(self._changes)
+
+    @property
     def _feature_size(self) -> int:
-        return len(self._visible) + 2 * len(self._angles)
+        return len(self._visible) + 2 * len(self._angles) + len(self._changes)
 
 
 def make_scenarios(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = NOTHING_OWN) -> Scenarios:

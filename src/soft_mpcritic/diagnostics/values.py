@@ -45,4 +45,4 @@ def action_values(
     planner: Planner, models: Models, obs: Float[Array, "R S"], action: Float[Array, "R A"]
 ) -> Float[Array, " R"]:
     """Q(s, a) that control uses: the least head of the critic that it asks."""
-    return planner.control_critic(models).least(planner.features(models, obs), action)
+    return planner.control_critic(models).least(planner.valued(models, obs), action)

@@ -140,7 +140,8 @@ def _with_parts(task: Task, parts: Parts) -> Task:
         spec = replace(spec, termination=Either(spec.termination, parts.termination) if known else parts.termination)
     if parts.nominal is not None:
         check_traceable("nominal model", parts.nominal, steps[:2], task.obs_size)
-        spec = replace(spec, nominal=Repeated(parts.nominal, task.action_repeat))
+        once, times = parts.nominal, task.action_repeat
+        spec = replace(spec, nominal=once if times == 1 else Repeated(once, times))
     return replace(task, spec=spec, reward=parts.reward, termination=parts.termination)
 
 
