@@ -208,10 +208,11 @@ class ControlLoop:
 
     def _beside_changes(self, rows: np.ndarray) -> np.ndarray:
         """What the solve is asked at: a plant that is new, or was reset, has not changed."""
+        if not self.plants.observe_change:
+            return rows.astype(np.float32)
         changes = np.where(np.isnan(self._seen), 0.0, rows - self._seen)
         self._seen = rows
-        asked = np.concatenate([rows, changes], axis=1) if self.plants.observe_change else rows
-        return asked.astype(np.float32)
+        return np.concatenate([rows, changes], axis=1).astype(np.float32)
 
     def _to_plant(self, action: np.ndarray) -> np.ndarray:
         """From the planner's box [-1, 1] to the plants' own."""

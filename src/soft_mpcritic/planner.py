@@ -76,7 +76,8 @@ class Planner:
 
     def init_models(self, key: PRNGKeyArray) -> Models:
         """Fresh networks and statistics that have seen nothing."""
-        config, size, changes = self.config, self.task.state_size, self.task.obs_size - self.task.state_size
+        config, size = self.config, self.task.state_size
+        floors = (OBS_FLOOR,) * size + (CHANGE_FLOOR,) * (self.task.obs_size - size)
         dynamics_key, critic_key = jax.random.split(key)
         inputs = self._feature_size + self.task.action_size
         asked = self._valued_size + self.task.action_size
@@ -86,7 +87,7 @@ class Planner:
             critic=critic,
             target_critic=jax.tree.map(jnp.copy, critic),
             mean_critic=jax.tree.map(jnp.copy, critic) if config.critic.control == "mean" else None,
-            obs_scale=Normalizer.init(size + changes, (OBS_FLOOR,) * size + (CHANGE_FLOOR,) * changes),
+            obs_scale=Normalizer.init(self.task.obs_size, floors),
             change_scale=Normalizer.init(size, CHANGE_FLOOR),
             goal=self._init_goal(jax.random.fold_in(key, 2)),  # 0 and 1 are what `split` makes of a key
         )
