@@ -39,6 +39,8 @@ REFUSED = [
     (ObjectiveConfig, "caution", 1e4),
     (ObjectiveConfig, "goal", "guessed"),
     (PlannerConfig, "horizon", -1),
+    (PlannerConfig, "trace", -0.1),
+    (PlannerConfig, "trace", 1.1),
     (PlannerConfig, "num_samples", 0),
     (PlannerConfig, "iterations", 0),
     (PlannerConfig, "sampler", "halton"),

@@ -90,6 +90,28 @@ def test_a_cold_solve_knows_nothing_of_the_start_that_is_given(solve, cold):
         assert np.abs(from_start.plan - from_zeros.plan).min() > 1e-3
 
 
+@pytest.mark.parametrize("traced", ["planner", "target_planner"])
+def test_each_planner_has_a_trace_of_its_own(traced):
+    """Without one, a plan of three steps is worth what its first step and Q after that are."""
+    planner, models = make(
+        going_up_and_left,
+        planner__horizon=3,
+        target_planner__horizon=3,
+        dynamics__members=1,
+        **{f"{traced}__trace": 0.0},
+    )
+    actions = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (5, 2, 4, 1)).astype(np.float32))
+
+    def returns(config, slots):
+        ask = planner.returns_fn(config, models, models.critic, jax.random.key(0), jnp.asarray(OBS))
+        return ask(actions[:, :, :slots])
+
+    for name in ("planner", "target_planner"):
+        config = getattr(planner.config, name)
+        apart = np.abs(returns(config, 4) - returns(config, 2))
+        assert apart.max() < 1e-5 if name == traced else apart.min() > 1e-4
+
+
 def half_likely(obs, action, next_obs):
     return jnp.full(obs.shape[0], 0.5)
 

@@ -45,7 +45,7 @@ def looped_return(parts, discount, with_terminal):
     return total
 
 
-def library_return(parts, discount, with_terminal):
+def library_return(parts, discount, with_terminal, trace=1.0):
     device = {name: jnp.asarray(part, jnp.float32) for name, part in parts.items()}
 
     def step_at(time, obs, action):
@@ -56,8 +56,9 @@ def library_return(parts, discount, with_terminal):
     def terminal_value(obs, action):
         return jnp.concatenate([obs, action], axis=1) @ device["terminal"]
 
-    compiled = jax.jit(rollout_return, static_argnums=(0, 1, 4))
-    return compiled(step_at, terminal_value if with_terminal else None, device["obs"], device["actions"], discount)
+    compiled = jax.jit(rollout_return, static_argnums=(0, 1, 4, 5))
+    value = terminal_value if with_terminal else None
+    return compiled(step_at, value, device["obs"], device["actions"], discount, trace)
 
 
 def stepping(reward, continuation):
@@ -138,6 +139,34 @@ def test_the_last_action_counts_through_the_terminal_value_only(with_terminal, c
     change = library_return(moved_without_end, 0.9, with_terminal) - library_return(without_end, 0.9, with_terminal)
     assert bool(jnp.all(change != 0)) == counts
     assert bool(jnp.any(change != 0)) == counts
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("horizon", [1, 2, 4, 9])
+def test_a_trace_is_the_weighted_mean_of_shorter_returns(horizon, trace):
+    parts = system(horizon)
+    shorter = [looped_return({**parts, "actions": parts["actions"][: h + 1]}, 0.9, True) for h in range(1, horizon + 1)]
+    weights = [*((1 - trace) * trace ** np.arange(horizon - 1)), trace ** (horizon - 1)]
+    expected = np.tensordot(weights, shorter, axes=1)
+    np.testing.assert_allclose(library_return(parts, 0.9, True, trace), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trace_changes_nothing_where_there_is_one_return_only():
+    for horizon, with_terminal in ((0, True), (4, False)):
+        parts = system(horizon)
+        plain, traced = (library_return(parts, 0.9, with_terminal, trace) for trace in (1.0, 0.5))
+        np.testing.assert_array_equal(plain, traced)
+
+
+def test_a_consistent_value_hides_the_trace():
+    value = 2.0 / (1 - 0.9)  # of two a step for ever
+    returns = [steady_return(trace, value) for trace in (0.0, 0.5, 1.0)]
+    assert returns == pytest.approx([value] * 3)
+
+
+def steady_return(trace, value):
+    step_at, actions = stepping([2.0] * 4, [1.0] * 4), jnp.zeros((5, 1, 1))
+    return float(rollout_return(step_at, lambda s, a: value + 0 * s[:, 0], jnp.zeros((1, 1)), actions, 0.9, trace)[0])
 
 
 def test_rows_do_not_mix():

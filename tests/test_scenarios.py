@@ -153,6 +153,22 @@ def test_an_ensemble_of_one_is_that_model_in_every_mode(mode):
     np.testing.assert_allclose(returns, looped_returns(4, lambda _, returns: returns[0]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_every_mode_heeds_the_trace(mode):
+    obs, actions = linear_problem(5)
+    members = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), linear_members())
+
+    def returns(trace, slots):
+        scenarios = Scenarios(mode, DISCOUNT, trace=trace)
+        where, what = jnp.asarray(obs, jnp.float32), jnp.asarray(actions[:, :, :slots], jnp.float32)
+        return scenarios.returns(jax.random.key(0), linear_step, members, linear_terminal, where, what)
+
+    one_step, shortened = returns(1.0, 2), returns(0.0, HORIZON + 1)
+    if mode != "per_step":  # where members are drawn for as many steps as there are
+        np.testing.assert_allclose(shortened, one_step, rtol=1e-5, atol=1e-5)
+    assert np.all(np.abs(shortened - returns(1.0, HORIZON + 1)) > 1e-3)
+
+
 def random_returns(members=8):
     return np.random.default_rng(3).normal(size=(members, 20, 3)).astype(np.float32)
 

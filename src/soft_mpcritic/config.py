@@ -75,6 +75,7 @@ class PlannerConfig:
     """How hard one solve works."""
 
     horizon: int = 4  # H, model steps before Q
+    trace: float = 1.0  # lambda: how much of a return goes on past each of these steps; the rest is worth Q there
     num_samples: int = 128  # K
     iterations: int = 1
     sampler: Literal["iid", "antithetic", "sobol"] = "sobol"
@@ -88,6 +89,8 @@ class PlannerConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check(self.horizon >= 0, "horizon", "be >= 0", self.horizon, "use 0 for soft Q-iteration without a model")
+        traces = 0 <= self.trace <= 1
+        check(traces, "trace", "lie in [0, 1]", self.trace, "1 asks Q at the horizon only, 0.7 also before")
         check(self.num_samples >= 1, "num_samples", "be >= 1", self.num_samples, "use 16 or more for targets")
         check(self.iterations >= 1, "iterations", "be >= 1", self.iterations, "1 is enough with a warm start")
         steps = 0 < self.step_size <= 1

@@ -48,7 +48,7 @@ def compare_solves(
     sample_key, reference_key, scenario_key = jax.random.split(key, 3)
     config = planner.config.target_planner
     returns_fn = planner.returns_fn(config, models, models.target_critic, scenario_key, obs)
-    thorough = PlannerConfig(config.horizon, reference_samples, 1, "iid", keep_nominal=False)
+    thorough = PlannerConfig(config.horizon, num_samples=reference_samples, sampler="iid", keep_nominal=False)
     starts = jnp.stack([start, jnp.zeros_like(start)])
     patient = partial(solve_again, planner.mppi(config), returns_fn, PATIENCE, sample_key)
     solved = jax.vmap(patient)(starts)

@@ -17,11 +17,15 @@ def rollout_return(
     obs: Float[Array, "R S"],
     actions: Float[Array, "T R A"],
     discount: float,
+    trace: float = 1.0,
 ) -> Float[Array, " R"]:
     """J = sum_{t<H} gamma^t c_t r_t + gamma^H c_H Q(s_H, a_H), with c_t the probability of being alive at t.
 
     `step_at(t, obs, action)` is the model's step at time t. The step on which an episode ends still pays its
     reward; everything later, Q included, is weighed by c. Without a `terminal_value` the last action is not used.
+
+    With a `trace` lambda < 1 it is the TD(lambda) mean of such returns over 1 to H steps (Sutton and Barto, 2018,
+    eq. 12.3), (1 - lambda) sum_{h<H} lambda^{h-1} J_h + lambda^{H-1} J_H: less hangs on the last steps, known least.
     """
     horizon = actions.shape[0] - 1
 
@@ -32,11 +36,19 @@ def rollout_return(
         total = total + weight * outcome.reward
         return (outcome.next_obs, discount * weight * outcome.continuation, total), None
 
+    def stop_or_advance(carry, inputs):
+        obs, weight, total = carry
+        _, action = inputs
+        total = total + (1 - trace) * weight * terminal_value(obs, action)
+        return advance((obs, trace * weight, total), inputs)
+
     rows = obs.shape[0]
-    start = (obs, jnp.ones(rows), jnp.zeros(rows))
-    times = jnp.arange(horizon)
+    carry, times = (obs, jnp.ones(rows), jnp.zeros(rows)), jnp.arange(horizon)
+    if horizon > 0:
+        carry, _ = advance(carry, (times[0], actions[0]))
+    later = advance if trace == 1 or terminal_value is None else stop_or_advance
     unroll = max(horizon, 1) if horizon <= UNROLL_UP_TO else 1
-    (obs, weight, total), _ = jax.lax.scan(advance, start, (times, actions[:-1]), unroll=unroll)
+    (obs, weight, total), _ = jax.lax.scan(later, carry, (times[1:], actions[1:-1]), unroll=unroll)
     if terminal_value is None:
         return total
     return total + weight * terminal_value(obs, actions[-1])

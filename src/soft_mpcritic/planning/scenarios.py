@@ -66,6 +66,7 @@ class Scenarios:
     mode: ScenarioMode
     discount: float
     risk: RiskMeasure = mean_return
+    trace: float = 1.0  # lambda of `rollout_return`
 
     def returns(
         self,
@@ -80,7 +81,7 @@ class Scenarios:
         num_samples = actions.shape[0]
 
         def member_returns(member: Any, actions: Float[Array, "J B T A"]) -> Float[Array, "J B"]:
-            return _batch_return(lambda _, s, a: step(member, s, a), terminal_value, obs, actions, self.discount)
+            return self._batch_return(lambda _, s, a: step(member, s, a), terminal_value, obs, actions)
 
         if self.mode == "per_step":
             schedule = jax.random.randint(key, (actions.shape[2],), 0, ensemble_size(members))
@@ -88,7 +89,7 @@ class Scenarios:
             def step_at(time, obs, action):
                 return step(jax.tree.map(lambda leaf: leaf[schedule[time]], members), obs, action)
 
-            return _batch_return(step_at, terminal_value, obs, actions, self.discount)
+            return self._batch_return(step_at, terminal_value, obs, actions)
         if self.mode == "per_sample":
             groups = _deal(actions, ensemble_size(members))
             returns = jax.vmap(member_returns)(members, groups)
@@ -97,20 +98,20 @@ class Scenarios:
         valid = jnp.all(jnp.isfinite(returns), axis=0)  # a member at +infinity would hide behind the worst one
         return jnp.where(valid, self.risk(returns), jnp.nan)
 
+    def _batch_return(
+        self, step_at: Callable, terminal_value: TerminalValue | None, obs: Array, actions: Array
+    ) -> Float[Array, "K B"]:
+        """`rollout_return` on [K, B] sequences as K B contiguous rows, one matrix product per layer and step."""
+        num_samples, problems, slots, size = actions.shape
+        rows = jnp.moveaxis(actions, 2, 0).reshape(slots, num_samples * problems, size)
+        obs = jnp.broadcast_to(obs[None], (num_samples, *obs.shape)).reshape(num_samples * problems, -1)
+        returns = rollout_return(step_at, terminal_value, obs, rows, self.discount, self.trace)
+        return returns.reshape(num_samples, problems)
+
 
 def ensemble_size(members: PyTree) -> int:
     """N, read off the leading axis of the first leaf."""
     return jax.tree.leaves(members)[0].shape[0]
-
-
-def _batch_return(
-    step_at: Callable, terminal_value: TerminalValue | None, obs: Array, actions: Array, discount: float
-) -> Float[Array, "K B"]:
-    """`rollout_return` on [K, B] sequences as K B contiguous rows, one matrix product per layer and step."""
-    num_samples, problems, slots, size = actions.shape
-    rows = jnp.moveaxis(actions, 2, 0).reshape(slots, num_samples * problems, size)
-    obs = jnp.broadcast_to(obs[None], (num_samples, *obs.shape)).reshape(num_samples * problems, -1)
-    return rollout_return(step_at, terminal_value, obs, rows, discount).reshape(num_samples, problems)
 
 
 def _deal(actions: Float[Array, "K B T A"], hands: int) -> Float[Array, "N J B T A"]:
