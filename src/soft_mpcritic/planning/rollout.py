@@ -37,6 +37,7 @@ def rollout_return(
         return (outcome.next_obs, discount * weight * outcome.continuation, total), None
 
     def stop_or_advance(carry, inputs):
+        assert terminal_value is not None
         obs, weight, total = carry
         _, action = inputs
         total = total + (1 - trace) * weight * terminal_value(obs, action)
