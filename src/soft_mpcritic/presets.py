@@ -45,23 +45,16 @@ def _locomotion() -> Config:
     leads; in the others, half of the steps act as targets suppose, so that the data hold what they imagine. Where
     only plans go, the models' own steps teach the critic. Ends are feared a little before they are reached, as a
     fast gait leans right up to them. Training starts anew every 200 steps: who has tipped over would else learn to
-    crawl first. Models see how observations have changed, as some clip the speeds.
+    crawl first.
     """
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05, caution=0.1),
         planner=PlannerConfig(num_samples=32, iterations=2, widths=4, guided=True, scenarios="all_members", trace=0.7),
         target_planner=PlannerConfig(num_samples=8, keep_nominal=False, step_size=0.25),
         dynamics=DynamicsConfig(width=128),
-        critic=CriticConfig(
-            width=128, batch_size=256, target_step=0.005, imagined=0.1, control="slow", observe_change=False
-        ),
+        critic=CriticConfig(width=128, batch_size=256, target_step=0.005, imagined=0.1, control="slow"),
         training=TrainingConfig(
-            seed_steps=1000,
-            target_steps=0.5,
-            control_stretch=500,
-            episode_steps=200,
-            wrap_angles=True,
-            observe_change=True,
+            seed_steps=1000, target_steps=0.5, control_stretch=500, episode_steps=200, wrap_angles=True
         ),
     )
 
