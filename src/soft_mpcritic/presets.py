@@ -37,15 +37,14 @@ def _paper_uniform() -> Config:
 def _locomotion() -> Config:
     """For bodies that run: a uniform prior, as strong actions pay; a sharp search online, a blunt one for targets.
 
-    The online search asks all members, as it would find the errors of any single one, and Q at every step of a
-    plan, not at its end alone. Targets draw fresh, wide samples only: the best plan that was ever kept, or the best
-    of narrow ones, is the one that the critic overrates most. They move their plans by quarter steps, so that
-    visits with few samples add up. Control asks the slow critic, as a sharp search finds what the newest one's last
-    updates got wrong. Every other stretch of training acts as control does, so that it is learned where control
-    leads; in the others, half of the steps act as targets suppose, so that the data hold what they imagine. Where
-    only plans go, the models' own steps teach the critic. Ends are feared a little before they are reached, as a
-    fast gait leans right up to them. Training starts anew every 200 steps: who has tipped over would else learn to
-    crawl first.
+    The online search asks all members, as it would find the errors of any single one, and Q at every step of a plan,
+    not at its end alone. Targets draw fresh, wide samples only: the best plan that was ever kept, or the best of narrow
+    ones, is the one that the critic overrates most. They move their plans by quarter steps, so that visits with few
+    samples add up. Control asks the slow critic, as a sharp search finds what the newest one's last updates got wrong.
+    Every other stretch of training acts as control does, so that it is learned where control leads; in the others, half
+    of the steps act as targets suppose, so that the data hold what they imagine. Where only plans go, the models' own
+    steps teach the critic. Ends are feared a little before they are reached, as a fast gait leans right up to them.
+    Training starts anew every 200 steps: who has tipped over would else learn to crawl first.
     """
     return Config(
         objective=ObjectiveConfig(prior="uniform", temperature=0.05, caution=0.1),

@@ -45,11 +45,12 @@ def rollout_return(
 
     rows = obs.shape[0]
     carry, times = (obs, jnp.ones(rows), jnp.zeros(rows)), jnp.arange(horizon)
-    if horizon > 0:
+    steps, later = (times, actions[:-1]), advance
+    if trace < 1 and terminal_value is not None and horizon > 1:
         carry, _ = advance(carry, (times[0], actions[0]))
-    later = advance if trace == 1 or terminal_value is None else stop_or_advance
+        steps, later = (times[1:], actions[1:-1]), stop_or_advance
     unroll = max(horizon, 1) if horizon <= UNROLL_UP_TO else 1
-    (obs, weight, total), _ = jax.lax.scan(later, carry, (times[1:], actions[1:-1]), unroll=unroll)
+    (obs, weight, total), _ = jax.lax.scan(later, carry, steps, unroll=unroll)
     if terminal_value is None:
         return total
     return total + weight * terminal_value(obs, actions[-1])
