@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 
 import gymnasium as gym
 import jaxtyping
@@ -54,6 +55,11 @@ def refused(capsys, workplace):
         return err.removeprefix("soft-mpcritic: ").rstrip("\n")
 
     return run
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"soft-mpcritic {version('soft-mpcritic')}\n"
 
 
 @pytest.mark.parametrize("wrong", ["InvertedDoublePendulum-v4x", "InvertedDoublePendulum", "invertedDoublePendulum-v5"])

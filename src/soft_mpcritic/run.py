@@ -19,6 +19,7 @@ from soft_mpcritic.controller import Controller
 from soft_mpcritic.device_training import train_on_device
 from soft_mpcritic.envs import task_for
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
+from soft_mpcritic.forking import fork
 from soft_mpcritic.parts import NOTHING_OWN, Parts, name_of
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.presets import preset
@@ -103,13 +104,15 @@ def train(
     seed: int = 0,
     run_dir: str | PathLike[str] | None = None,
     resume: bool = False,
+    fork_from: str | PathLike[str] | None = None,
     parts: Parts = NOTHING_OWN,
 ) -> Run:
     """Trains a controller for an environment, with live progress, into a run folder.
 
     `env` is a name, as on the command line, or what makes a Gymnasium environment: a class, say. `config` is that of
     the settings, or the name of a preset. `parts` are a reward, a termination, a nominal model, a prior, a sampler or a
-    risk measure of one's own. With `resume`, the run in `run_dir` goes on up to `total_steps`.
+    risk measure of one's own. With `resume`, the run in `run_dir` goes on up to `total_steps`; with `fork_from`, what
+    the run in that folder learned goes on under `config`, which must not change sizes, in a folder of its own.
     Raises `ConfigError`, in one line that says what to do, for whatever does not fit, before anything is written.
     """
     name = _name_of_env(env)
@@ -128,7 +131,7 @@ def train(
     asked = RunSettings(name, known_as, seed, total, settings, parts)
     if resume and RunFolder(path).exists:
         asked = replace(asked, preset=RunFolder(path).read_settings().preset)
-    execute(RunFolder(path), asked, resume, note=task.note)
+    execute(RunFolder(path), asked, resume, 1, task.note, None if fork_from is None else RunFolder(Path(fork_from)))
     return Run(path, asked)
 
 
@@ -145,10 +148,22 @@ def _name_of_env(env: Any) -> str:
 
 
 def execute(
-    folder: RunFolder, asked: RunSettings, resume: bool = False, num_seeds: int = 1, note: str = ""
+    folder: RunFolder,
+    asked: RunSettings,
+    resume: bool = False,
+    num_seeds: int = 1,
+    note: str = "",
+    source: RunFolder | None = None,
 ) -> dict[str, Any]:
-    """Trains where the settings say, watched by a console, and reports; the summary, of several seeds the first's."""
+    """Trains where the settings say, watched by a console, and reports; the summary, of several seeds the first's.
+
+    With a `source`, `folder` becomes a fork of it.
+    """
     check_tracker(asked.config.training.tracker)
+    if source is not None:
+        check(not resume, "fork_from", "come without resume", str(source.path), "resume a fork by its own run_dir")
+        check(num_seeds == 1, "num_seeds", "be 1 for a fork", num_seeds, "fork one seed's folder at a time")
+        note, resume = " ".join([fork(source, folder, asked), note]).strip(), True
     if asked.config.training.backend == "device":
         runs = prepare_seeds(folder, asked, num_seeds, resume)
         with Console(asked.description, folder, num_seeds, note) as console:

@@ -86,11 +86,19 @@ class RunFolder:
     def curve(self) -> Path:
         return self.path / "learning_curve.png"
 
-    def create(self, run: RunSettings | RunDescription, packages: Sequence[str] = PACKAGES) -> None:
-        """Makes the folder and writes config.json; raises `ConfigError` where that is impossible."""
+    def create(
+        self,
+        run: RunSettings | RunDescription,
+        packages: Sequence[str] = PACKAGES,
+        forks: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Makes the folder and writes config.json, for a fork with where it comes from.
+
+        Raises `ConfigError` where that is impossible.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_settings(run, packages)
+            self.write_settings(run, packages, forks)
         except OSError as error:
             raise ConfigError(f"run folder {self.path} cannot be written: {why(error)}; choose another.") from error
 
@@ -113,12 +121,25 @@ class RunFolder:
         finally:
             lock.release()
 
-    def write_settings(self, run: RunSettings | RunDescription, packages: Sequence[str] = PACKAGES) -> None:
-        """What the run is told, and what it is made with; earlier processes that were made otherwise stay on record."""
+    def write_settings(
+        self,
+        run: RunSettings | RunDescription,
+        packages: Sequence[str] = PACKAGES,
+        forks: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """What the run is told, and what it is made with; where it was forked from stays on record.
+
+        So do earlier processes that were made otherwise.
+        """
         description = run.description if isinstance(run, RunSettings) else run
         made = provenance(packages)
-        record = {"format": FORMAT, **made, **dataclasses.asdict(description), "earlier": self._earlier(made)}
-        write_json(self.path / "config.json", record)
+        history = {"earlier": self._earlier(made), "forks": [*self.forks(), *forks]}
+        write_json(self.path / "config.json", {"format": FORMAT, **made, **dataclasses.asdict(description), **history})
+
+    def forks(self) -> list[Any]:
+        """The runs that this one goes on from, the first one first, as config.json tells of them."""
+        told = self.read_record().get("forks") if self.exists else None
+        return told if isinstance(told, list) else []
 
     def _earlier(self, made: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not self.exists:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from soft_mpcritic.cli.parsing import parse
 from soft_mpcritic.config import ConfigError
@@ -23,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     and their logs.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments == ["--version"]:
+        print(f"soft-mpcritic {version('soft-mpcritic')}")
+        return 0
     try:
         parse(arguments).run()
     except EnvironmentFaultError as error:

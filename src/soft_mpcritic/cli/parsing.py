@@ -25,7 +25,7 @@ from soft_mpcritic.seeds import seed_folders
 
 
 def parse(arguments: list[str]) -> Any:
-    """The command with its arguments. Defaults of `train` come from the preset, or from the run to be resumed."""
+    """The command with its arguments. Defaults of `train` come from the preset, or from the run to go on with."""
     command: Any = (
         Annotated[TrainArgs, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
         | Annotated[BaselineArgs, tyro.conf.subcommand("baseline")]
@@ -61,12 +61,14 @@ def _train_defaults(arguments: list[str]) -> TrainArgs:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--preset")
     peek.add_argument("--run-dir", "--run_dir", dest="run_dir", type=Path)
+    peek.add_argument("--fork-from", "--fork_from", dest="fork_from", type=Path)
     peek.add_argument("--resume", action="store_true")
     try:
         given, _ = peek.parse_known_args(arguments)
     except argparse.ArgumentError:
         return TrainArgs()  # a flag without its value: the real parser says so
-    present = seed_folders(RunFolder(given.run_dir)) if given.resume and given.run_dir is not None else []
+    before = given.fork_from or (given.run_dir if given.resume else None)
+    present = [] if before is None else seed_folders(RunFolder(before))
     if present:
         stored = present[0].read_settings()
         config = stored.config if given.preset in (None, stored.preset) else preset(given.preset)

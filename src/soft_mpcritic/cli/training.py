@@ -41,6 +41,8 @@ class TrainArgs:
     """Where everything is kept; by default a new folder under runs/."""
     resume: bool = False
     """Go on with the run in run_dir from its newest checkpoint, or start it if there is none."""
+    fork_from: Path | None = None
+    """A run to go on from in a folder of its own, with the settings that are told here in the place of its own."""
     backend: str | None = None
     """Short for training.backend: host, or device for environment and agent in one compiled loop."""
     num_envs: int | None = None
@@ -62,7 +64,8 @@ class TrainArgs:
         check(not self.resume or self.run_dir is not None, "resume", "come with --run-dir", "none", "name the folder")
         folder = RunFolder(self.run_dir or new_run_dir(self.env_id, self.preset, self.seed))
         asked = RunSettings(self.env_id, self.preset, self.seed, total, config)
-        execute(folder, asked, self.resume, self.num_seeds, task.note)
+        source = None if self.fork_from is None else RunFolder(self.fork_from)
+        execute(folder, asked, self.resume, self.num_seeds, task.note, source)
 
     def _laid_over(self) -> Config:
         """The settings with the short options laid over them."""
