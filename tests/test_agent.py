@@ -374,6 +374,16 @@ def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
     assert np.any(found.plan != value(now, jax.random.key(1), obs, start[:, :3]).plan)
 
 
+def test_who_acts_as_targets_suppose_goes_no_further_from_a_plan_than_the_online_planner_may():
+    narrow, state = make(planner__width=0.5)
+    both, _ = make(planner__width=0.5, target_planner__width=0.5)
+    obs, start, key = jnp.array([[0.4]]), jnp.full((1, narrow.config.planner.horizon + 1, 1), 0.3), jax.random.key(1)
+    models = dataclasses.replace(state.models, target_critic=state.models.critic)
+    acted = jit(narrow.planner.plan_as_targets)(models, key, obs, start)
+    np.testing.assert_array_equal(acted.plan, jit(both.planner.value)(models, key, obs, start).plan)
+    assert np.any(acted.plan != jit(narrow.planner.value)(models, key, obs, start).plan)
+
+
 @pytest.mark.parametrize("asked", ["newest", "slow", "mean"])
 def test_control_asks_the_critic_that_it_is_told_to_and_training_the_newest(asked):
     agent, state = make(critic__control=asked)

@@ -40,12 +40,13 @@ def prior_log_density(prior, actions):
 
 
 @every_prior
-def test_the_ratios_of_all_steps_add_up_to_that_of_the_sequence(prior):
-    mixture = Mixture(prior, CENTRES)
+@pytest.mark.parametrize("widest", [1.0, 0.6, 1.5])
+def test_the_ratios_of_all_steps_add_up_to_that_of_the_sequence(prior, widest):
+    mixture = Mixture(prior, CENTRES, widest)
     actions = np.asarray(mixture.propose(points(101)), np.float64)
     parts = [
         proposal_log_density(prior, actions, np.asarray(centre, np.float64), width).sum(axis=(2, 3)) + math.log(share)
-        for centre, width, share in zip(CENTRES, (1, 0.5), (51 / 101, 50 / 101), strict=True)
+        for centre, width, share in zip(CENTRES, (widest, 0.5 * widest), (51 / 101, 50 / 101), strict=True)
     ]
     expected = logsumexp(parts, axis=0) - prior_log_density(prior, actions).sum(axis=(2, 3))
     ratio = mixture.log_ratio(jnp.asarray(actions, jnp.float32))
@@ -83,8 +84,8 @@ def test_one_component_is_the_priors_own_proposal(prior):
 def test_each_component_gets_a_block_of_samples_with_its_centre_and_width(prior):
     centre = jnp.full((1, 2, 2), 0.1)  # far from the faces, at these widths
     narrow = dataclasses.replace(prior, variance=0.04)
-    actions = np.asarray(Mixture(narrow, [centre, -centre, centre]).propose(points()))
-    for block, mean, width in zip(np.array_split(actions, 3), (0.1, -0.1, 0.1), (1, 0.5, 0.25), strict=True):
+    actions = np.asarray(Mixture(narrow, [centre, -centre, centre], 0.8).propose(points()))
+    for block, mean, width in zip(np.array_split(actions, 3), (0.1, -0.1, 0.1), (0.8, 0.4, 0.2), strict=True):
         scale = 0.2 * width
         np.testing.assert_allclose(block.mean(axis=0), mean, atol=4 * scale / math.sqrt(len(block)))
         np.testing.assert_allclose(block.std(axis=0), scale, atol=4 * scale / math.sqrt(2 * len(block)))
@@ -145,10 +146,10 @@ def linear_return(actions):
     return jnp.einsum("kbta,ta->kb", actions, jnp.asarray(SLOPES, jnp.float32))
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_linear_return_with_gaussian_prior(guided):
+@pytest.mark.parametrize(("guided", "width"), [(False, 1.0), (True, 1.0), (True, 0.7), (False, 1.4)])
+def test_linear_return_with_gaussian_prior(guided, width):
     start = jnp.array([[[0.0], [0.0]], [[0.5], [-0.3]], [[0.2], [0.3]]])
-    result = solve(planner(GaussianPrior(0.3), guided=guided), start, linear_return)
+    result = solve(planner(GaussianPrior(0.3), guided=guided, width=width), start, linear_return)
     ess = np.asarray(result.stats.effective_samples)
     assert np.all(ess > 100)
     exact = 0.3 * (SLOPES**2).sum() / (2 * 0.5)
@@ -165,6 +166,15 @@ def test_linear_return_with_uniform_prior(guided):
     assert np.all(ess > 100)
     exact = 0.5 * np.log(np.sinh(SLOPES / 0.5) / (SLOPES / 0.5)).sum()
     assert np.all(np.abs(result.value - exact) < 4 * 0.5 / np.sqrt(ess))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_under_a_uniform_prior_a_narrower_proposal_is_one_of_less_variance(guided):
+    start = jnp.array([[[0.0], [0.0]], [[0.3], [-0.3]]])
+    narrow = solve(planner(UniformPrior(0.6), guided=guided, num_samples=64, width=0.5), start, linear_return)
+    less = solve(planner(UniformPrior(0.15), guided=guided, num_samples=64), start, linear_return)
+    for one, other in zip(jax.tree.leaves(narrow), jax.tree.leaves(less), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def steep_return(actions):

@@ -81,6 +81,7 @@ class PlannerConfig:
     sampler: Literal["iid", "antithetic", "sobol"] = "sobol"
     keep_nominal: bool = True  # is the plan itself one of the samples?
     scenarios: Literal["per_step", "per_sample", "all_members"] = "per_step"  # which members judge a sample
+    width: float = 1.0  # deviation of the widest Gaussian in the proposal, in units of the prior's own
     widths: int = 1  # Gaussians in the proposal, each half as wide as the one before
     guided: bool = False  # do they stand a step up the return's gradient?
     step_size: float = 1.0  # how far does a plan move towards the mean of its samples?
@@ -95,6 +96,8 @@ class PlannerConfig:
         check(self.iterations >= 1, "iterations", "be >= 1", self.iterations, "1 is enough with a warm start")
         steps = 0 < self.step_size <= 1
         check(steps, "step_size", "lie in (0, 1]", self.step_size, "1 moves the plan all the way, as MPPI does")
+        fits = 0.01 <= self.width <= 100
+        check(fits, "width", "lie in [0.01, 100]", self.width, "1 is the prior's own, 0.5 half of its deviation")
         check(1 <= self.widths <= 16, "widths", "lie in [1, 16]", self.widths, "1 is a single Gaussian")
 
 

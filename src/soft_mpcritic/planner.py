@@ -1,5 +1,6 @@
 """Planning with what was learned: the one solve that acts in the world and values states for the critic."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -106,8 +107,8 @@ class Planner:
     def plan_as_targets(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
     ) -> PlanResult:
-        """What the target planner would do at `obs`, with the critic as it is now."""
-        config = self.config.target_planner
+        """What the target planner would do at `obs` with the critic as it is now, as far from a plan as `plan` goes."""
+        config = dataclasses.replace(self.config.target_planner, width=self.config.planner.width)
         return self._solve(config, models, models.critic, key, obs, fit_horizon(start, config.horizon + 1))
 
     def control(
@@ -142,7 +143,7 @@ class Planner:
         """A step that the models make of one sample of a target solve, a drawn number of steps ahead: 1 to H."""
         mppi, horizon = self.mppi(self.config.target_planner), start.shape[1] - 1
         sample_key, member_key, depth_key = jax.random.split(key, 3)
-        actions = mppi.prior.propose(mppi.sampler(sample_key, (1, *start.shape)), start)[0]
+        actions = mppi.prior.propose(mppi.sampler(sample_key, (1, *start.shape)), start, mppi.width)[0]
         drawn = jax.random.randint(member_key, (start.shape[1],), 0, self.config.dynamics.members)
         depth = jax.random.randint(depth_key, (), min(1, horizon), horizon + 1)
 
@@ -329,6 +330,7 @@ def make_mppi(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = 
         ratio_discount=objective.discount if objective.ratio_weights == "discounted" else 1.0,
         iterations=config.iterations,
         keep_nominal=config.keep_nominal,
+        width=config.width,
         widths=config.widths,
         guided=config.guided,
         step_size=config.step_size,

@@ -18,10 +18,11 @@ from soft_mpcritic.types import Prior
 
 @dataclass(frozen=True)
 class Mixture:
-    """Component m stands at `centres[m]` and is 2^-m as wide as the prior's own proposal."""
+    """Component m stands at `centres[m]` and is `width` 2^-m as wide as the prior's own proposal."""
 
     prior: Prior
     centres: Sequence[Float[Array, "B T A"]]
+    width: float = 1.0
 
     def propose(self, points: Float[Array, "K B T A"]) -> Float[Array, "K B T A"]:
         """Consecutive blocks of samples, one per component: each block of a Sobol sequence is spread evenly too."""
@@ -51,7 +52,7 @@ class Mixture:
 
     @property
     def _widths(self) -> list[float]:
-        return [2.0**-m for m in range(len(self.centres))]
+        return [self.width * 2.0**-m for m in range(len(self.centres))]
 
 
 def _log(share: float) -> float:

@@ -29,6 +29,7 @@ class MPPI:
     at the price of a small bias of the value (that sample is not drawn from q).
     `step_size` is how far the plan moves towards the weighted mean of the samples: 1 is MPPI, less is dynamic mirror
     descent (Wagener et al., 2019), which averages over visits what a handful of samples cannot tell at once.
+    `width` is the deviation of the widest proposal in units of the prior's own; the objective is the same with any.
     """
 
     prior: Prior
@@ -41,6 +42,7 @@ class MPPI:
     widths: int = 1
     guided: bool = False
     step_size: float = 1.0
+    width: float = 1.0
 
     def solve(self, key: PRNGKeyArray, plan: Float[Array, "B T A"], returns_fn: ReturnsFn) -> PlanResult:
         """`iterations` rounds of `plan_once`, each around the plan of the one before."""
@@ -61,7 +63,7 @@ class MPPI:
         """
         sample_key, draw_key = jax.random.split(key)
         plan = jnp.clip(jnp.where(jnp.isnan(plan), 0.0, plan), -1, 1)
-        mixture = Mixture(self.prior, self._centres(plan, returns_fn))
+        mixture = Mixture(self.prior, self._centres(plan, returns_fn), self.width)
         actions = mixture.propose(self.sampler(sample_key, (self.num_samples, *plan.shape)))
         if self.keep_nominal:
             actions = actions.at[0].set(plan)
@@ -84,7 +86,8 @@ class MPPI:
         if not self.guided:
             return [plan] * self.widths
         slope = jax.grad(lambda plan: jnp.sum(returns_fn(plan[None])))(plan)
-        return [ascend(plan, slope, self.prior.variance * 4.0**-m, self.temperature) for m in range(self.widths)]
+        widest = self.prior.variance * self.width**2
+        return [ascend(plan, slope, widest * 4.0**-m, self.temperature) for m in range(self.widths)]
 
 
 class Weighed(NamedTuple):
