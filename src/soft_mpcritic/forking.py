@@ -1,10 +1,12 @@
 """A fork: a run that goes on from what another one learned, under other settings, in a folder of its own."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
+from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import ConfigError, to_dict
@@ -38,6 +40,26 @@ def fork(source: RunFolder, target: RunFolder, asked: RunSettings) -> str:
     _check_bound(stored, asked, changed)
     if target.exists:
         raise ConfigError(f"run folder {target.path} already holds a run: choose another --run-dir for the fork.")
+    state, progress = _learned(source, asked, changed)
+    step = progress["env_step"]
+    with target.held():
+        try:
+            checkpoints = Checkpoints(target)
+            checkpoints.go_on_from(None)  # a fork that was killed may have left one
+            checkpoints.save(step, state, progress)
+            for name in filter(lambda name: (source.path / name).is_file(), TABLES):
+                shutil.copyfile(source.path / name, target.path / name)
+        except OSError as error:
+            raise ConfigError(f"run folder {target.path} cannot be written: {why(error)}; choose another.") from error
+        origin = {"run": str(source.path), "env_step": step, "changed": changed}
+        target.create(asked, forks=[*source.forks(), origin])  # last: a folder without it holds no run
+    return f"goes on from step {step} of {source.path}, with {_told(changed)}"
+
+
+def _learned(
+    source: RunFolder, asked: RunSettings, changed: Mapping[str, Sequence[Any]]
+) -> tuple[AgentState, dict[str, Any]]:
+    """The newest checkpoint of `source` as a run as `asked` reads it."""
     agent = make_agent(asked)
     check_memory(agent)
     checkpoints = Checkpoints(source)
@@ -48,22 +70,10 @@ def fork(source: RunFolder, target: RunFolder, asked: RunSettings) -> str:
             "say up to where the fork shall go."
         )
     try:
-        state, progress = checkpoints.load(jit(agent.init)(jax.random.key(asked.seed)), step)
+        return checkpoints.load(jit(agent.init)(jax.random.key(asked.seed)), step)
     except ConfigError as error:
         told = f" Changed are {', '.join(changed)}; sizes of networks and plans cannot." if changed else ""
         raise ConfigError(f"{error}{told}") from error
-    origin = {"run": str(source.path), "env_step": step, "changed": changed}
-    with target.held():
-        try:
-            checkpoint = Checkpoints(target)
-            checkpoint.go_on_from(None)
-            checkpoint.save(progress["env_step"], state, progress)
-            for name in filter(lambda name: (source.path / name).is_file(), TABLES):
-                shutil.copyfile(source.path / name, target.path / name)
-        except OSError as error:
-            raise ConfigError(f"run folder {target.path} cannot be written: {why(error)}; choose another.") from error
-        target.create(asked, forks=[*source.forks(), origin])  # last: a folder without it holds no run
-    return f"goes on from step {step} of {source.path}, with {_told(changed)}"
 
 
 def changes(stored: RunSettings, asked: RunSettings) -> dict[str, list[Any]]:
