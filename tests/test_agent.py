@@ -374,7 +374,7 @@ def test_planning_as_targets_is_the_target_solve_with_the_newest_critic():
     assert np.any(found.plan != value(now, jax.random.key(1), obs, start[:, :3]).plan)
 
 
-def test_who_acts_as_targets_suppose_goes_no_further_from_a_plan_than_the_online_planner_may():
+def test_who_acts_as_targets_suppose_strays_as_far_from_a_plan_as_the_online_planner():
     narrow, state = make(planner__width=0.5)
     both, _ = make(planner__width=0.5, target_planner__width=0.5)
     obs, start, key = jnp.array([[0.4]]), jnp.full((1, narrow.config.planner.horizon + 1, 1), 0.3), jax.random.key(1)

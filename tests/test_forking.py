@@ -9,6 +9,7 @@ import pytest
 
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.cli import main
+from soft_mpcritic.comparison import EvaluatedRun, group_runs
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.files import read_table
 from soft_mpcritic.forking import fork
@@ -95,11 +96,21 @@ def test_what_a_killed_fork_left_is_no_run_and_in_nobodys_way(source: RunFolder,
 
 def refusals() -> dict[str, tuple[RunSettings, str]]:
     return {
-        "steps that it has": (asked(total_steps=50), "total_steps must be > 50"),
-        "another task": (asked(env_id="Hopper-v5"), "env_id was 'InvertedDoublePendulum-v5' and cannot become 'Hopper"),
-        "another seed": (asked(seed=1), "seed was 0 and cannot become 1"),
-        "other observations": (asked(small_config(training__observe_position=True)), "training.observe_position was"),
-        "held actions": (asked(small_config(training__action_repeat=2)), "training.action_repeat was 1 and cannot"),
+        "steps that it has": (asked(total_steps=50), "total_steps must be > 50, what .* has behind it, got 50"),
+        "another task": (
+            asked(env_id="Hopper-v5"),
+            "env_id must stay 'InvertedDoublePendulum-v5' in a fork, got 'Hopper",
+        ),
+        "another seed": (asked(seed=1), "seed must stay 0 in a fork, got 1"),
+        "other observations": (
+            asked(small_config(training__observe_position=True)),
+            "training.observe_position must stay False",
+        ),
+        "held actions": (
+            asked(small_config(training__action_repeat=2)),
+            "training.action_repeat must stay 1 in a fork, got 2",
+        ),
+        "a larger replay": (asked(small_config(training__capacity=1024)), "training.capacity must stay 512"),
         "other sizes": (
             asked(small_config(critic__width=16)),
             "Changed are .*critic.width.*sizes of networks and plans",
@@ -152,6 +163,17 @@ def test_the_command_takes_all_else_from_the_source(source: RunFolder, tmp_path:
     assert {row["env_step"] for row in read_table(target / "evaluations.csv")} == {"50", "60"}
     assert main(["train", *words]) == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_fork_is_told_apart_from_runs_that_had_its_settings_throughout(source: RunFolder, tmp_path: Path, capsys):
+    forked, throughout = RunFolder(tmp_path / "forked"), RunFolder(tmp_path / "throughout")
+    execute(forked, asked(WIDER, 60), source=source)
+    execute(throughout, asked(WIDER, 60))
+    runs = [EvaluatedRun.read(folder) for folder in (forked, throughout)]
+    labels = [group.label for group in group_runs(runs)]
+    assert labels == ['forked at 50: {"objective.variance": [0.1, 0.4]}', "default"]
+    assert main(["inspect", str(forked.path)]) == 0
+    assert f"forked from: {source.path} at step 50" in capsys.readouterr().out
 
 
 def test_python_forks_too(source: RunFolder, tmp_path: Path):

@@ -145,6 +145,18 @@ def test_an_imagined_step_is_one_that_the_models_make_of_the_plan_and_all_depths
     assert depths == set(range(min(1, horizon), horizon + 1))
 
 
+def test_imagined_steps_stray_as_far_as_the_samples_of_targets():
+    def strayed(**widths: float) -> float:
+        config = small_config(target_planner__horizon=0, objective__prior="uniform", **widths)
+        planner = Planner(System(lambda s, a: s, TaskSpec(going_up_and_left, half_likely), obs_size=2).task, config)
+        models = planner.init_models(jax.random.key(1))
+        imagined = jit(planner.imagine)(models, jax.random.key(0), jnp.zeros((64, 2)), jnp.zeros((64, 1, 1)))
+        return float(jnp.std(imagined.transition.action))
+
+    assert strayed(target_planner__width=0.1) < 0.2 * strayed()
+    assert strayed(planner__width=0.1) == strayed()
+
+
 def test_with_caution_a_known_termination_counts_by_its_probability_under_errors_of_the_models():
     """An edge at 0.5: probability Phi((s - 0.5) / (caution d)) with d the deviation of a change, to within 1 / 32."""
 

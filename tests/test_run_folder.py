@@ -184,7 +184,7 @@ def test_what_can_change_midway_is_accepted(folder):
     }
     asked = dataclasses.replace(SETTINGS, total_steps=9999, config=override(SETTINGS.config, changes))
     check_resumable(folder.read_settings(), asked, folder)
-    folder.write_settings(asked)
+    folder.create(asked)
     assert folder.read_settings() == asked
 
 
@@ -309,10 +309,10 @@ def test_a_module_in_the_folder_is_not_imported(folder, monkeypatch):
 
 
 def test_what_a_run_was_made_with_before_stays_on_record(folder):
-    folder.write_settings(SETTINGS)
+    folder.create(SETTINGS)
     assert folder.read_record()["earlier"] == []
     rewrite(folder, version="0.0.1", commit="abc")
-    folder.write_settings(SETTINGS)
+    folder.create(SETTINGS)
     (before,) = folder.read_record()["earlier"]
     assert (before["version"], before["commit"]) == ("0.0.1", "abc")
     assert folder.read_record()["version"] != "0.0.1"

@@ -44,8 +44,9 @@ class EvaluatedRun:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """All that shapes the learning, by dotted names, as JSON."""
-        return _flat(self.description.settings)
+        """All that shapes the learning, by dotted names, as JSON; of a fork, also since when, and what was before."""
+        forks = [f"at {fork.get('env_step')}: {json.dumps(fork.get('changed'))}" for fork in self.folder.forks()]
+        return {**_flat(self.description.settings), **({"forked": json.dumps("; ".join(forks))} if forks else {})}
 
 
 @dataclass(frozen=True)

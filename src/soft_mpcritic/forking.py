@@ -9,15 +9,16 @@ import jax
 from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.checkpoint import Checkpoints
 from soft_mpcritic.compilation import jit
-from soft_mpcritic.config import ConfigError, to_dict
+from soft_mpcritic.config import ConfigError, check
 from soft_mpcritic.files import why
-from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.run_folder import RunFolder, RunSettings, changes
 from soft_mpcritic.training import check_memory, make_agent
 
 TABLES = ("metrics.csv", "evaluations.csv")  # rows up to the fork stay: a curve is drawn from its beginning
-BOUND = (  # of training: what environments were, and what their observations mean, is in the checkpoint
+BOUND = (  # of training: the checkpoint holds environments, what their observations mean, and a replay that may be full
     "action_repeat",
     "backend",
+    "capacity",
     "num_envs",
     "observe_change",
     "observe_position",
@@ -64,11 +65,10 @@ def _learned(
     check_memory(agent)
     checkpoints = Checkpoints(source)
     step = checkpoints.newest_sound()
-    if step is not None and asked.total_steps <= step:
-        raise ConfigError(
-            f"total_steps must be > {step}, the steps that {source.path} has behind it, got {asked.total_steps}: "
-            "say up to where the fork shall go."
-        )
+    total, done = asked.total_steps, step or 0
+    check(
+        total > done, "total_steps", f"be > {done}, what {source.path} has behind it", total, "say where it shall end"
+    )
     try:
         return checkpoints.load(jit(agent.init)(jax.random.key(asked.seed)), step)
     except ConfigError as error:
@@ -76,24 +76,13 @@ def _learned(
         raise ConfigError(f"{error}{told}") from error
 
 
-def changes(stored: RunSettings, asked: RunSettings) -> dict[str, list[Any]]:
-    """Settings by name that differ, with what they were and what they shall be."""
-    old, new = to_dict(stored.config), to_dict(asked.config)
-    return {
-        f"{section}.{name}": [old[section][name], value]
-        for section, values in new.items()
-        for name, value in values.items()
-        if value != old[section][name]
-    }
-
-
-def _check_bound(stored: RunSettings, asked: RunSettings, changed: dict[str, list[Any]]) -> None:
+def _check_bound(stored: RunSettings, asked: RunSettings, changed: Mapping[str, Sequence[Any]]) -> None:
+    bound = {f"training.{name}" for name in BOUND}
     told = {"env_id": (stored.env_id, asked.env_id), "seed": (stored.seed, asked.seed)}
-    fixed = {name: pair for name, pair in told.items() if pair[0] != pair[1]}
-    fixed |= {f"training.{name}": changed[f"training.{name}"] for name in BOUND if f"training.{name}" in changed}
-    for name, (old, new) in fixed.items():
-        raise ConfigError(f"{name} was {old!r} and cannot become {new!r} in a fork: leave it, or start another run.")
+    told |= {name: (old, new) for name, (old, new) in changed.items() if name in bound}
+    for name, (old, new) in told.items():
+        check(old == new, name, f"stay {old!r} in a fork", repr(new), "leave it, or start another run")
 
 
-def _told(changed: dict[str, list[Any]]) -> str:
+def _told(changed: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"{name} {new} instead of {old}" for name, (old, new) in changed.items()) or "the same settings"

@@ -35,6 +35,7 @@ def inspect_run(folder: RunFolder) -> dict[str, Any]:
         "changed_settings": changed_settings(run),
         "made_with": {name: record.get(name) for name in MADE},
         "made_otherwise_before": len(earlier) if isinstance(earlier, list) else 0,
+        "forks": folder.forks(),
         "rows": {name: len(rows) for name, rows in tables.items()},
         "checkpoints": _checkpoints(folder),
         "bytes": sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file()),
@@ -162,6 +163,8 @@ def in_words(record: Mapping[str, Any]) -> str:
         "troubles": ", ".join(f"{name} {count}" for name, count in troubles.items()),
         "made with": ", ".join(f"{name} {value}" for name, value in _leaves(made) if value not in (None, "", {})),
         "before": f"{record['made_otherwise_before']} times made otherwise",
+        "forked from": ", ".join(f"{fork.get('run')} at step {fork.get('env_step')}" for fork in record["forks"])
+        or "none",
         "checkpoints": ", ".join(checkpoints) or "none",
         "size": f"{record['bytes'] / 1e6:.1f} MB",
     }

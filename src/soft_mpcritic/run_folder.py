@@ -92,13 +92,18 @@ class RunFolder:
         packages: Sequence[str] = PACKAGES,
         forks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Makes the folder and writes config.json, for a fork with where it comes from.
+        """Makes the folder and writes config.json: what the run is told, what it is made with, and where it comes from.
 
-        Raises `ConfigError` where that is impossible.
+        Earlier processes that were made otherwise stay on record, and so do runs that it was forked from. Raises
+        `ConfigError` where nothing can be written.
         """
+        description = run.description if isinstance(run, RunSettings) else run
+        made = provenance(packages)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_settings(run, packages, forks)
+            history = {"earlier": self._earlier(made), "forks": [*self.forks(), *forks]}
+            record = {"format": FORMAT, **made, **dataclasses.asdict(description), **history}
+            write_json(self.path / "config.json", record)
         except OSError as error:
             raise ConfigError(f"run folder {self.path} cannot be written: {why(error)}; choose another.") from error
 
@@ -121,25 +126,10 @@ class RunFolder:
         finally:
             lock.release()
 
-    def write_settings(
-        self,
-        run: RunSettings | RunDescription,
-        packages: Sequence[str] = PACKAGES,
-        forks: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        """What the run is told, and what it is made with; where it was forked from stays on record.
-
-        So do earlier processes that were made otherwise.
-        """
-        description = run.description if isinstance(run, RunSettings) else run
-        made = provenance(packages)
-        history = {"earlier": self._earlier(made), "forks": [*self.forks(), *forks]}
-        write_json(self.path / "config.json", {"format": FORMAT, **made, **dataclasses.asdict(description), **history})
-
-    def forks(self) -> list[Any]:
-        """The runs that this one goes on from, the first one first, as config.json tells of them."""
+    def forks(self) -> list[dict[str, Any]]:
+        """The runs that this one goes on from, the first one first: `run`, `env_step`, and what was `changed`."""
         told = self.read_record().get("forks") if self.exists else None
-        return told if isinstance(told, list) else []
+        return [fork for fork in told if isinstance(fork, dict)] if isinstance(told, list) else []
 
     def _earlier(self, made: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not self.exists:
@@ -244,11 +234,17 @@ def check_resumable(stored: RunSettings, asked: RunSettings, folder: RunFolder) 
         raise ConfigError(f"run folder {folder.path} is of {stored.env_id}, got {asked.env_id}: choose another folder.")
     if stored.seed != asked.seed:
         raise ConfigError(f"run folder {folder.path} has seed {stored.seed}, got {asked.seed}: choose another folder.")
+    for name, (old, new) in changes(stored, asked).items():
+        if name.partition(".")[2] not in CHANGEABLE:
+            raise ConfigError(f"{name} was {old!r} and cannot become {new!r} on resume: start another run folder.")
+
+
+def changes(stored: RunSettings, asked: RunSettings) -> dict[str, list[Any]]:
+    """Settings by dotted name that differ, with what they were and what they shall be."""
     old, new = to_dict(stored.config), to_dict(asked.config)
-    for section, values in new.items():
-        for name, value in values.items():
-            if value != old[section][name] and name not in CHANGEABLE:
-                raise ConfigError(
-                    f"{section}.{name} was {old[section][name]!r} and cannot become {value!r} on resume: "
-                    "start another run folder."
-                )
+    return {
+        f"{section}.{name}": [old[section][name], value]
+        for section, values in new.items()
+        for name, value in values.items()
+        if value != old[section][name]
+    }
