@@ -70,6 +70,13 @@ def test_archives_rotate_and_are_read_as_they_were_written(archive):
     assert sorted(entry.name for entry in archive.path.iterdir()) == ["20", "30"]
 
 
+def test_one_that_is_spared_stays_until_another_is(archive):
+    for step, spared, left in ((40, 20, [20, 30, 40]), (50, 20, [20, 40, 50]), (60, 60, [50, 60]), (70, 10, [60, 70])):
+        archive.save(step, arrays(step), {"step": step}, spared)
+        assert archive.steps == left
+    assert is_whole(archive, 60)
+
+
 @pytest.mark.parametrize("filled", [0, 1, ROWS])
 def test_a_buffer_may_hold_fewer_rows(archive, filled):
     archive.save(40, arrays(40, filled), {})

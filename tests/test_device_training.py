@@ -139,10 +139,21 @@ def test_a_run_folder_is_a_complete_run(single: Path):
     evaluations = read_table(single / "evaluations.csv")
     assert [int(row["env_step"]) for row in evaluations] == [50, 50, 100, 100, 110, 110]
     assert int(final_arrays(single)[".replay.size"]) == STEPS
-    assert sorted(Checkpoints(RunFolder(single), 2).steps) == [80, 110]
+    checkpoints = Checkpoints(RunFolder(single))
+    assert 110 in checkpoints.steps and checkpoints.best in (50, 100, 110)
     lengths = {float(row["train_length"]) for row in rows}
     assert EPISODE_STEPS in lengths and all(np.isnan(n) or n == EPISODE_STEPS for n in lengths)
     assert all(int(row["length"]) > EPISODE_STEPS for row in evaluations)
+
+
+def test_the_best_evaluated_checkpoint_of_every_seed_stays(pair: Path):
+    """Due at 40, 80 and the end; the first evaluation, at 50, is the best there is then."""
+    for seed in ("seed0", "seed1"):
+        folder = RunFolder(pair / seed)
+        means, kept = folder.mean_returns(), Checkpoints(folder).steps
+        best = max(means, key=lambda step: (means[step], step))
+        assert sorted(means) == [50, 100, 110]
+        assert best in kept and Checkpoints(folder).best == best
 
 
 def test_seeds_side_by_side_do_not_touch_each_other_and_are_single_runs():

@@ -78,6 +78,24 @@ def test_a_fork_is_resumed_and_forked_as_any_run(source: RunFolder, tmp_path: Pa
     assert len(second.forks()) == 2
 
 
+def test_a_fork_goes_on_from_any_checkpoint_that_is_kept(source: RunFolder, tmp_path: Path):
+    """Rows after it are of another future."""
+    longer, target = RunFolder(tmp_path / "longer"), RunFolder(tmp_path / "fork")
+    execute(longer, asked(EVERY_50, 100), source=source)
+    best = Checkpoints(longer).best
+    assert Checkpoints(longer).steps == {50, 100} and best in (50, 100)
+    assert f"from step {best} " in fork(longer, RunFolder(tmp_path / "best"), asked(WIDER, 110), "best")
+    execute(target, asked(WIDER, 70), source=longer, fork_at=50)
+    assert [row["env_step"] for row in without_times(target.path / "metrics.csv")] == ["20", "40", "50", "60", "70"]
+    with pytest.raises(ConfigError, match="total_steps must be > 100"):
+        fork(longer, RunFolder(tmp_path / "none"), asked(WIDER, 100))
+    with pytest.raises(ConfigError, match=r"checkpoint must be .*\(50, 100\), got 60"):
+        fork(longer, RunFolder(tmp_path / "none"), asked(WIDER, 110), 60)
+    with pytest.raises(ConfigError, match="fork_at must come with fork_from, got best"):
+        execute(RunFolder(tmp_path / "none"), asked(WIDER, 110), fork_at="best")
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_a_killed_fork_left_is_no_run_and_in_nobodys_way(source: RunFolder, tmp_path: Path, monkeypatch):
     target = RunFolder(tmp_path / "fork")
 

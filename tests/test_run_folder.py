@@ -60,6 +60,15 @@ def test_a_run_that_names_no_algorithm_is_ours(folder):
     assert folder.read_settings() == SETTINGS
 
 
+def test_mean_returns_are_of_the_rows_that_can_be_read(folder):
+    assert folder.mean_returns() == {}
+    (folder.path / "evaluations.csv").write_text(
+        "env_step,wall_seconds,episode,seed,return,length\n10,1,0,0,8,5\n10,1,1,1,6,5\n20,2,0,0,5,5\nx,2,0,0,5,5\n"
+        "30,2,0,0,?,5\n40,2\n20,2,1,0,6,5\n20,2,2,0,7"
+    )
+    assert folder.mean_returns() == {10: 7.0, 20: 5.5}
+
+
 def test_settings_that_an_older_version_lacked_are_at_their_defaults(folder):
     path = folder.path / "config.json"
     record = json.loads(path.read_text())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from soft_mpcritic.checkpoint import Checkpoints, pack
 from soft_mpcritic.config import Config, ConfigError, TrainingConfig
 from soft_mpcritic.diagnostics import DIAGNOSTIC_NAMES
 from soft_mpcritic.envs import EnvironmentFaultError
+from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import read_table
+from soft_mpcritic.planner import Models
 from soft_mpcritic.recording import Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from soft_mpcritic.training import Run, load_state, prepare_run, train
-from soft_mpcritic.types import Episode
+from soft_mpcritic.types import Episode, Trajectory
 from tests.systems import small_config
 
 ENV_ID = "InvertedDoublePendulum-v5"
@@ -105,9 +108,51 @@ def test_looking_changes_nothing(uninterrupted: Path, tmp_path: Path):
     assert all(last[0][name] == last[1][name] for name in DIAGNOSTIC_NAMES)
 
 
-def test_checkpoints_rotate(uninterrupted: Path):
-    kept = sorted(int(p.name) for p in (uninterrupted / "checkpoints").iterdir() if p.name.isdigit())
-    assert kept == [80, 110]
+@pytest.mark.parametrize(
+    ("returns", "kept", "best"),
+    [
+        ((3.0, 2.0, 1.0, 0.0), {30, 80, 120}, 30),
+        ((1.0, 5.0, 2.0, 4.0), {60, 80, 120}, 60),
+        ((1.0, 5.0, 5.0, 4.0), {90, 120}, 90),  # of equals, the later one
+        ((1.0, 2.0, 3.0, 4.0), {90, 120}, 120),
+        ((np.nan, -1.0, np.nan, -2.0), {60, 80, 120}, 60),
+    ],
+)
+def test_checkpoints_rotate_but_for_that_of_the_best_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: tuple[float, ...], kept: set[int], best: int
+):
+    """They are due at 40, 80 and the end; evaluations at 30, 60, 90 and the end."""
+    told, seen, play = iter(returns), [], Evaluator.play
+
+    def pretend(evaluator: Evaluator, models: Models, *rest: Any) -> list[Trajectory]:
+        seen.append(np.array(models.change_scale.mean))
+        ret = next(told)
+        return [played._replace(episode=played.episode._replace(ret=ret)) for played in play(evaluator, models, *rest)]
+
+    monkeypatch.setattr(Evaluator, "play", pretend)
+    summary = run(tmp_path / "run", 120, small_config(training__evaluate_every=30))
+    folder = RunFolder(tmp_path / "run")
+    assert Checkpoints(folder).steps == kept
+    assert Checkpoints(folder).best == summary["best_checkpoint"] == best
+    _, state = load_state(folder, folder.read_settings(), checkpoint="best")
+    np.testing.assert_array_equal(state.models.change_scale.mean, seen[best // 30 - 1])
+    _, newest = load_state(folder, folder.read_settings())
+    np.testing.assert_array_equal(newest.models.change_scale.mean, seen[-1])
+
+
+def test_a_checkpoint_is_chosen_among_those_that_are_kept(uninterrupted: Path):
+    checkpoints = Checkpoints(RunFolder(uninterrupted))
+    assert [checkpoints.chosen(which) for which in ("newest", 80, 110)] == [110, 80, 110]
+    with pytest.raises(
+        ConfigError, match=r"checkpoint must be newest, best or a step that is kept \(.*80, 110\), got 70"
+    ):
+        checkpoints.chosen(70)
+    bare = RunFolder(uninterrupted.parent / "bare")
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
+        Checkpoints(bare).chosen("best")
+    shutil.copytree(uninterrupted / "checkpoints", bare.path / "checkpoints")
+    with pytest.raises(ConfigError, match=r"no checkpoint of .* was evaluated: name one by its step \(.*80, 110\)"):
+        Checkpoints(bare).chosen("best")
 
 
 def test_the_same_seed_gives_the_same_run(uninterrupted: Path, tmp_path: Path):

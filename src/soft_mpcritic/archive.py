@@ -56,7 +56,7 @@ class LayoutError(Exception):
 
 
 class Archive:
-    """The archives in `path`, of which the newest `keep` stay."""
+    """The archives in `path`, of which the newest `keep` stay, and one that is spared."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self._keep = path, keep
@@ -75,8 +75,10 @@ class Archive:
                 if entry.name.startswith("."):
                     _remove(entry)
 
-    def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
-        """Writes an archive, then removes the oldest. Raises `OSError`; those before it then stand."""
+    def save(
+        self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any], spared: int | None = None
+    ) -> None:
+        """Writes an archive, then removes the oldest but `spared`. Raises `OSError`; those before it then stand."""
         if not self.path.is_dir():
             self.path.mkdir(parents=True)
             sync(self.path.parent)
@@ -90,7 +92,8 @@ class Archive:
             raise
         sync(self.path)
         for old in self.steps[: -self._keep]:
-            self._drop(old)
+            if old != spared:
+                self._drop(old)
 
     def load(self, step: int, layout: Mapping[str, Leaf]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays by name, as `layout` wants them, and what was kept beside.

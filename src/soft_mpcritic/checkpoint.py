@@ -1,27 +1,33 @@
 """Checkpoints of everything: networks, targets, optimisers, scales, replay with plans, keys, counters, episodes."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.archive import Archive, DamagedError, LayoutError, Leaf
-from soft_mpcritic.config import ConfigError
+from soft_mpcritic.config import ConfigError, check
 from soft_mpcritic.files import LOG
 from soft_mpcritic.run_folder import RunFolder
 
 BUFFERS = (".replay.records", ".replay.plans")
+Which = Annotated[
+    Literal["newest", "best"] | int,
+    tyro.conf.arg(help="Of the checkpoints that are kept: the newest, that of the best evaluation, or a step's."),
+]
 
 
 class Checkpoints:
-    """Rotating checkpoints of everything, each written whole or not at all."""
+    """The newest checkpoints of everything, and that of the best evaluation; each written whole or not at all."""
 
     def __init__(self, folder: RunFolder, keep: int = 1) -> None:
-        self._folder = folder.path
+        self._run, self._folder = folder, folder.path
         self._archive = Archive((folder.path / "checkpoints").absolute(), keep)
 
     @property
@@ -33,6 +39,20 @@ class Checkpoints:
     def steps(self) -> set[int]:
         """Environment steps of the checkpoints that are kept, sound or not."""
         return set(self._archive.steps)
+
+    @property
+    def best(self) -> int | None:
+        """Of those that are kept, the one whose evaluation returned most; None where none was evaluated."""
+        return self._best_of(self.steps)
+
+    def is_best(self, step: int) -> bool:
+        """Whether the evaluation at `step` returned no less than that of any checkpoint that is kept."""
+        return self._best_of(self.steps | {step}) == step
+
+    def _best_of(self, steps: set[int]) -> int | None:
+        means = self._run.mean_returns()
+        evaluated = (step for step in steps if math.isfinite(means.get(step, math.nan)))
+        return max(evaluated, key=lambda step: (means[step], step), default=None)
 
     def sound_steps(self) -> Iterator[int]:
         """Environment steps of the checkpoints that are as they were written, from the newest on; names the others."""
@@ -69,16 +89,25 @@ class Checkpoints:
         Raises `OSError` where it cannot; the checkpoints before it then stand.
         """
         if self.latest != step:
-            self._archive.save(step, pack(state), progress)
+            self._archive.save(step, pack(state), progress, spared=self._best_of(self.steps | {step}))
 
-    def load(self, template: AgentState, step: int | None = None) -> tuple[AgentState, dict[str, Any]]:
-        """The checkpoint of `step`, or the newest sound one, in the shape of a freshly initialised state.
-
-        Raises `ConfigError` for one of other settings, and where none is intact.
-        """
-        chosen = self.newest_sound() if step is None else step
-        if chosen is None:
+    def chosen(self, which: Which) -> int:
+        """Its environment step; raises `ConfigError` where there is no such checkpoint."""
+        if not self.steps:
             raise ConfigError(f"{self._folder} has no checkpoint yet: train it first.")
+        step = self.newest_sound() if which == "newest" else self.best if which == "best" else which
+        kept = ", ".join(map(str, sorted(self.steps)))
+        if step is None:
+            raise ConfigError(f"no checkpoint of {self._folder} was evaluated: name one by its step ({kept}).")
+        check(step in self.steps, "checkpoint", f"be newest, best or a step that is kept ({kept})", step, "name one")
+        return step
+
+    def load(self, template: AgentState, which: Which = "newest") -> tuple[AgentState, dict[str, Any]]:
+        """A checkpoint in the shape of a freshly initialised state.
+
+        Raises `ConfigError` where there is none, for one of other settings, and for one that is not intact.
+        """
+        chosen = self.chosen(which)
         try:
             arrays, progress = self._archive.load(chosen, layout(template))
         except DamagedError as error:

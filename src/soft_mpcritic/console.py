@@ -90,6 +90,9 @@ class Console:
         stopped = "stopped; go on with --resume" if self._run.algorithm == OURS else "stopped"
         state = "done" if summary["status"] == "finished" else stopped
         self._console.print(f"{state} after {summary['env_step']} steps and {summary['wall_seconds']:.0f} s")
+        best = summary.get("best_checkpoint")
+        if best not in (None, summary["env_step"]):
+            self._console.print(f"best evaluation: that of step {best}, kept as --checkpoint best")
         if self._folder.curve.is_file():
             self._console.print(f"learning curve: {self._folder.curve}")
         self._console.print(f"run folder: {self._folder.path}")

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Float, UInt
 
 from soft_mpcritic.agent import Agent
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.compilation import compiler_options
 from soft_mpcritic.config import check
 from soft_mpcritic.envs import Task
@@ -37,15 +38,16 @@ class Controller(ControlLoop):
         deadline: float | None = None,
         seed: int = 0,
         control: Mapping[str, Any] | None = None,
+        checkpoint: Which = "newest",
     ) -> "Controller":
-        """The controller of the newest checkpoint for `plants` plants at once; `deadline` in seconds.
+        """The controller of a checkpoint, by default the newest, for `plants` plants at once; `deadline` in seconds.
 
-        `control` are settings to control with in the place of the run's, {"planner.num_samples": 32}. Raises
-        `ConfigError` for a folder without checkpoint and settings that cannot be changed, `ValueError` for numbers that
-        cannot be.
+        `control` are settings to control with in the place of the run's, {"planner.num_samples": 32}; `checkpoint` is
+        the newest, "best", or the environment step of one that is kept. Raises `ConfigError` for a folder without it
+        and settings that cannot be changed, `ValueError` for numbers that cannot be.
         """
         folder = RunFolder(Path(run_dir))
-        agent, state = load_state(folder, folder.read_settings(), control)
+        agent, state = load_state(folder, folder.read_settings(), control, checkpoint)
         return cls.of(agent, state.models, plants, deadline, seed)
 
     @classmethod

@@ -168,10 +168,11 @@ class DeviceRun:
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""
         step = self._env_step
-        diagnosed = self._evaluate() if self._schedule.evaluates(step) else [{}] * len(self._records)
+        evaluated = self._schedule.evaluates(step)
+        diagnosed = self._evaluate() if evaluated else [{}] * len(self._records)
         if self._schedule.logs(step):
             self._log(diagnosed)
-        if self._schedule.checkpoints(step):
+        if self._schedule.checkpoints(step) or (evaluated and any(record.at_best for record in self._records)):
             self._checkpoint()
 
     def _log(self, diagnosed: Sequence[dict[str, float]]) -> None:

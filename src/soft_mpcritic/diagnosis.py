@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.diagnosis_plot import plot_diagnosis
 from soft_mpcritic.diagnostics import REPORT_EFFORT, Diagnosis, Diagnostics, Effort, reliability, summarize
@@ -18,13 +19,15 @@ from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state
 
 
-def diagnose_run(folder: RunFolder, episodes: int, out: Path, effort: Effort = REPORT_EFFORT) -> dict[str, Any]:
+def diagnose_run(
+    folder: RunFolder, episodes: int, out: Path, effort: Effort = REPORT_EFFORT, checkpoint: Which = "newest"
+) -> dict[str, Any]:
     """Plays `episodes`, writes the picture `out` and the record beside it (.json); returns the record.
 
-    Raises `ConfigError` for a folder without a checkpoint, or with one from before the first step.
+    Raises `ConfigError` for a folder without such a checkpoint, or with one from before the first step.
     """
     settings = folder.read_settings()
-    agent, state = load_state(folder, settings)
+    agent, state = load_state(folder, settings, checkpoint=checkpoint)
     if int(state.replay.size) == 0:
         raise ConfigError(f"the checkpoint of {folder.path} holds no transition yet: train it first.")
     with jax.default_matmul_precision(settings.config.training.matmul_precision):

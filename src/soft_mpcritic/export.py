@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import export
 
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.compilation import cpu_options
 from soft_mpcritic.config import ConfigError, to_dict
 from soft_mpcritic.controller import ControlProgram, control_program, step_seconds
@@ -31,8 +32,9 @@ def export_run(
     plants: int = 1,
     platforms: Sequence[str] = PLATFORMS,
     control: Mapping[str, Any] | None = None,
+    checkpoint: Which = "newest",
 ) -> dict[str, Any]:
-    """Writes the controller of a run folder's newest checkpoint to `out` and returns its manifest.
+    """Writes the controller of a run folder's checkpoint to `out` and returns its manifest.
 
     `control` are settings to control with in the place of the run's. Raises `ConfigError` for a folder without
     checkpoint, settings that cannot be changed, and for a file in the way that is no exported controller.
@@ -40,7 +42,7 @@ def export_run(
     _check_replaceable(out)
     folder = RunFolder(run_dir)
     settings = folder.read_settings()
-    agent, state = load_state(folder, settings, control)
+    agent, state = load_state(folder, settings, control, checkpoint)
     parts = control_program(agent, state.models, plants)
     programs = {PROGRAM.format(platform): _lowered(parts, platform) for platform in platforms}
     files = {**programs, ARRAYS: _packed(parts.arrays)}

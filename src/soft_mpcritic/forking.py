@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from soft_mpcritic.agent_state import AgentState
-from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.checkpoint import Checkpoints, Which
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import ConfigError, check
 from soft_mpcritic.files import why
@@ -28,8 +28,8 @@ BOUND = (  # of training: the checkpoint holds environments, what their observat
 )
 
 
-def fork(source: RunFolder, target: RunFolder, asked: RunSettings) -> str:
-    """Makes `target` a run as `asked` that goes on from the newest checkpoint of `source`; what it is, in words.
+def fork(source: RunFolder, target: RunFolder, asked: RunSettings, at: Which = "newest") -> str:
+    """Makes `target` a run as `asked` that goes on from a checkpoint of `source`; what it is, in words.
 
     The source stays as it is; the fork is resumed as any run. Whatever was learned, kept and counted is taken over,
     and optimisers with it, so that settings may change that do not shape these: variance, temperature, discount, step
@@ -41,7 +41,7 @@ def fork(source: RunFolder, target: RunFolder, asked: RunSettings) -> str:
     _check_bound(stored, asked, changed)
     if target.exists:
         raise ConfigError(f"run folder {target.path} already holds a run: choose another --run-dir for the fork.")
-    state, progress = _learned(source, asked, changed)
+    state, progress = _learned(source, asked, changed, at)
     step = progress["env_step"]
     with target.held():
         try:
@@ -58,16 +58,15 @@ def fork(source: RunFolder, target: RunFolder, asked: RunSettings) -> str:
 
 
 def _learned(
-    source: RunFolder, asked: RunSettings, changed: Mapping[str, Sequence[Any]]
+    source: RunFolder, asked: RunSettings, changed: Mapping[str, Sequence[Any]], at: Which
 ) -> tuple[AgentState, dict[str, Any]]:
-    """The newest checkpoint of `source` as a run as `asked` reads it."""
+    """The checkpoint `at` of `source` as a run as `asked` reads it."""
     agent = make_agent(asked)
     check_memory(agent)
     checkpoints = Checkpoints(source)
-    step = checkpoints.newest_sound()
-    total, done = asked.total_steps, step or 0
+    step, total = checkpoints.chosen(at), asked.total_steps
     check(
-        total > done, "total_steps", f"be > {done}, what {source.path} has behind it", total, "say where it shall end"
+        total > step, "total_steps", f"be > {step}, what {source.path} has behind it", total, "say where it shall end"
     )
     try:
         return checkpoints.load(jit(agent.init)(jax.random.key(asked.seed)), step)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from soft_mpcritic.archive import STATE, Archive
@@ -39,7 +38,7 @@ def inspect_run(folder: RunFolder) -> dict[str, Any]:
         "rows": {name: len(rows) for name, rows in tables.items()},
         "checkpoints": _checkpoints(folder),
         "bytes": sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file()),
-        "evaluations": _evaluations(tables["evaluations.csv"]),
+        "evaluations": _evaluations(folder.mean_returns()),
         "troubles": {name: int(last.get(name) or 0) for name in TROUBLES},
     }
 
@@ -109,12 +108,8 @@ def _checkpoints(folder: RunFolder) -> list[dict[str, Any]]:
     return [{"env_step": step, "damage": archive.damage(step)} for step in archive.steps]
 
 
-def _evaluations(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Mean returns: the last and the best."""
-    by_step: dict[int, list[float]] = {}
-    for row in rows:
-        by_step.setdefault(int(row["env_step"]), []).append(float(row["return"]))
-    means = {step: fmean(returns) for step, returns in by_step.items()}
+def _evaluations(means: Mapping[int, float]) -> dict[str, Any]:
+    """The last and the best."""
     if not means:
         return {"count": 0}
     best = max(means, key=lambda step: means[step])

@@ -243,6 +243,11 @@ class RunRecord(Journal):
         self.faults, self.rollbacks = int(progress["faults"]), int(progress["rollbacks"])
         self._skipped = int(progress["skipped_updates"])
 
+    @property
+    def at_best(self) -> bool:
+        """Whether the evaluation of this step returned no less than that of any checkpoint that is kept."""
+        return self.checkpoints.is_best(self.clock.env_step)
+
     def restart_episodes(self, which: AnyArray | None = None) -> None:
         """The running episodes, or those of a mask [E], could not be brought back."""
         self._episodes.restart(which)
@@ -294,4 +299,4 @@ class RunRecord(Journal):
         return dict(zip(TROUBLES, (self.faults, self._skipped, self.rollbacks), strict=True))
 
     def _summary(self, updates: int) -> dict[str, Any]:
-        return {**super()._summary(updates), **self._troubles}
+        return {**super()._summary(updates), **self._troubles, "best_checkpoint": self.checkpoints.best}

@@ -13,6 +13,7 @@ import jax
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.config import Config, ConfigError, check
 from soft_mpcritic.console import Console
 from soft_mpcritic.controller import Controller
@@ -41,21 +42,27 @@ class Run:
     path: Path
     settings: RunSettings
     control: Mapping[str, Any] = field(default_factory=dict)  # settings to control with in the place of the run's
+    checkpoint: Which = "newest"
 
     @classmethod
     def load(
-        cls, run_dir: str | PathLike[str], parts: Parts = NOTHING_OWN, control: Mapping[str, Any] | None = None
+        cls,
+        run_dir: str | PathLike[str],
+        parts: Parts = NOTHING_OWN,
+        control: Mapping[str, Any] | None = None,
+        checkpoint: Which = "newest",
     ) -> "Run":
         """The run in a folder. `parts` are needed where these were handed over and cannot be imported by name.
 
         `control` are settings of online planner, objective and `critic.control` to act with in the place of those that
-        it was trained with, {"planner.iterations": 4}. Raises `ConfigError` for a folder that holds no run, and for
+        it was trained with, {"planner.iterations": 4}. `checkpoint` is the newest, "best", that of the best evaluation,
+        or the environment step of one that is kept. Raises `ConfigError` for a folder that holds no run, and for
         settings that cannot be changed.
         """
         path = Path(run_dir)
         settings = replace(RunFolder(path).read_settings(), parts=parts)
         steered(settings.config, control or {})
-        return cls(path, settings, control or {})
+        return cls(path, settings, control or {}, checkpoint)
 
     def evaluate(self, episodes: int = 10, seed: int = EVALUATION_SEED) -> list[Episode]:
         """Deterministic episodes: their returns and lengths. Episode i starts from environment seed `seed + i`.
@@ -88,12 +95,12 @@ class Run:
 
     @property
     def state(self) -> AgentState:
-        """What was learned, by the newest checkpoint."""
+        """What was learned, by `checkpoint`."""
         return self._loaded[1]
 
     @cached_property
     def _loaded(self) -> tuple[Agent, AgentState]:
-        return load_state(RunFolder(self.path), self.settings, self.control)
+        return load_state(RunFolder(self.path), self.settings, self.control, self.checkpoint)
 
 
 def train(
@@ -105,6 +112,7 @@ def train(
     run_dir: str | PathLike[str] | None = None,
     resume: bool = False,
     fork_from: str | PathLike[str] | None = None,
+    fork_at: Which = "newest",
     parts: Parts = NOTHING_OWN,
 ) -> Run:
     """Trains a controller for an environment, with live progress, into a run folder.
@@ -112,7 +120,8 @@ def train(
     `env` is a name, as on the command line, or what makes a Gymnasium environment: a class, say. `config` is that of
     the settings, or the name of a preset. `parts` are a reward, a termination, a nominal model, a prior, a sampler or a
     risk measure of one's own. With `resume`, the run in `run_dir` goes on up to `total_steps`; with `fork_from`, what
-    the run in that folder learned goes on under `config`, which must not change sizes, in a folder of its own.
+    the run in that folder learned goes on under `config`, which must not change sizes, in a folder of its own, from its
+    checkpoint `fork_at`: the newest, "best", or a step.
     Raises `ConfigError`, in one line that says what to do, for whatever does not fit, before anything is written.
     """
     name = _name_of_env(env)
@@ -131,7 +140,8 @@ def train(
     asked = RunSettings(name, known_as, seed, total, settings, parts)
     if resume and RunFolder(path).exists:
         asked = replace(asked, preset=RunFolder(path).read_settings().preset)
-    execute(RunFolder(path), asked, resume, 1, task.note, None if fork_from is None else RunFolder(Path(fork_from)))
+    source = None if fork_from is None else RunFolder(Path(fork_from))
+    execute(RunFolder(path), asked, resume, 1, task.note, source, fork_at)
     return Run(path, asked)
 
 
@@ -154,16 +164,18 @@ def execute(
     num_seeds: int = 1,
     note: str = "",
     source: RunFolder | None = None,
+    fork_at: Which = "newest",
 ) -> dict[str, Any]:
     """Trains where the settings say, watched by a console, and reports; the summary, of several seeds the first's.
 
-    With a `source`, `folder` becomes a fork of it.
+    With a `source`, `folder` becomes a fork of its checkpoint `fork_at`.
     """
     check_tracker(asked.config.training.tracker)
+    check(source is not None or fork_at == "newest", "fork_at", "come with fork_from", fork_at, "name a run")
     if source is not None:
         check(not resume, "fork_from", "come without resume", str(source.path), "resume a fork by its own run_dir")
         check(num_seeds == 1, "num_seeds", "be 1 for a fork", num_seeds, "fork one seed's folder at a time")
-        note, resume = " ".join([fork(source, folder, asked), note]).strip(), True
+        note, resume = " ".join([fork(source, folder, asked, fork_at), note]).strip(), True
     if asked.config.training.backend == "device":
         runs = prepare_seeds(folder, asked, num_seeds, resume)
         with Console(asked.description, folder, num_seeds, note) as console:

@@ -6,15 +6,17 @@ A folder is data. Settings and counters are JSON, tables are CSV; nothing in it 
 import contextlib
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import filelock
 
 from soft_mpcritic.config import LONGEST, Config, ConfigError, check, from_dict, to_dict
-from soft_mpcritic.files import why, write_json
+from soft_mpcritic.files import read_table, why, write_json
 from soft_mpcritic.parts import NOTHING_OWN, Parts
 from soft_mpcritic.provenance import provenance
 
@@ -85,6 +87,14 @@ class RunFolder:
     @property
     def curve(self) -> Path:
         return self.path / "learning_curve.png"
+
+    def mean_returns(self) -> dict[int, float]:
+        """What evaluations returned, by environment step: means over episodes. Rows that are damaged do not count."""
+        table, returns = self.path / "evaluations.csv", defaultdict[int, list[float]](list)
+        for row in read_table(table) if table.is_file() else ():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                returns[int(row["env_step"])].append(float(row["return"]))
+        return {step: fmean(of_step) for step, of_step in returns.items() if of_step}
 
     def create(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.agent_state import AgentState
-from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.checkpoint import Checkpoints, Which
 from soft_mpcritic.compilation import jit, jit_on_leaves
 from soft_mpcritic.config import ConfigError
 from soft_mpcritic.diagnostics import Diagnostics, summarize
@@ -195,12 +195,13 @@ class Run:
     def _report(self) -> None:
         """Whatever falls due at this step: log, evaluation, checkpoint."""
         step = self._env_step
-        diagnosed = self._evaluate() if self._schedule.evaluates(step) else {}
+        evaluated = self._schedule.evaluates(step)
+        diagnosed = self._evaluate() if evaluated else {}
         if self._schedule.logs(step):
             state = self._state
             row = self._record.write_metrics(int(state.updates), diagnosed, int(state.health.skipped))
             self._observer.on_metrics(row)
-        if self._schedule.checkpoints(step):
+        if self._schedule.checkpoints(step) or (evaluated and self._record.at_best):
             self._checkpoint()
 
     def _evaluate(self) -> dict[str, float]:
@@ -267,19 +268,22 @@ class Run:
 
 
 def load_state(
-    folder: RunFolder, settings: RunSettings, control: Mapping[str, Any] | None = None
+    folder: RunFolder,
+    settings: RunSettings,
+    control: Mapping[str, Any] | None = None,
+    checkpoint: Which = "newest",
 ) -> tuple[Agent, AgentState]:
-    """The agent of a run folder as its newest checkpoint has it, with other settings of control where told.
+    """The agent of a run folder as a checkpoint has it, with other settings of control where told.
 
-    Raises `ConfigError` where there is no checkpoint, and for settings that cannot be changed any more.
+    Raises `ConfigError` where there is no such checkpoint, and for settings that cannot be changed any more.
     """
     agent = make_agent(settings)
     acting = replace(agent, config=steered(agent.config, control or {}))
-    if not folder.has_checkpoints:
-        raise ConfigError(f"{folder.path} has no checkpoint yet: train it first.")
+    checkpoints = Checkpoints(folder)
+    step = checkpoints.chosen(checkpoint)
     check_memory(agent)
     check_memory(acting)
-    state, _ = Checkpoints(folder).load(jit(agent.init)(jax.random.key(settings.seed)))
+    state, _ = checkpoints.load(jit(agent.init)(jax.random.key(settings.seed)), step)
     return acting, state
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.config import check
 from soft_mpcritic.controller import Controller, step_seconds
 from soft_mpcritic.envs import Vector, make_vector
@@ -37,13 +38,15 @@ class ControlArgs:
     json: bool = False
     """Print one JSON object and nothing else."""
     set: Changes = ()
+    checkpoint: Which = "newest"
 
     def run(self) -> None:
         """Prints what was measured."""
         _check_positive("rate", 1.0 if self.rate is None else self.rate, "try 100")
         _check_positive("seconds", self.seconds, "try 10")
         check(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed, "use a smaller whole number")
-        record = bench_control(self.run_dir, self.rate, self.seconds, self.plants, self.seed, parse_changes(self.set))
+        control = parse_changes(self.set)
+        record = bench_control(self.run_dir, self.rate, self.seconds, self.plants, self.seed, control, self.checkpoint)
         print(json.dumps(record) if self.json else _in_words(record))
 
 
@@ -54,10 +57,11 @@ def bench_control(
     plants: int = 1,
     seed: int = EVALUATION_SEED,
     control: Mapping[str, Any] | None = None,
+    checkpoint: Which = "newest",
 ) -> dict[str, Any]:
     """Plays the task at `rate` Hz, or its own, for about `seconds`; figures fit for JSON."""
     folder = RunFolder(run_dir)
-    agent, state = load_state(folder, folder.read_settings(), control)
+    agent, state = load_state(folder, folder.read_settings(), control, checkpoint)
     period = step_seconds(agent.task) if rate is None else 1 / rate
     check(period is not None, "rate", f"be given for {agent.task.env_id}", None, "its simulator tells none, try 100")
     assert period is not None

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import tyro
 
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.cli.checks import check_parent, check_seed
 from soft_mpcritic.config import check
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
@@ -33,6 +34,7 @@ class EvaluateArgs:
     json: bool = False
     """Print one JSON object and nothing else."""
     set: Changes = ()
+    checkpoint: Which = "newest"
 
     def run(self) -> None:
         """Prints the returns; with `video`, also films the first episode."""
@@ -44,7 +46,7 @@ class EvaluateArgs:
             check_parent("video", self.video)
         folder, control = RunFolder(self.run_dir), parse_changes(self.set)
         settings = folder.read_settings()
-        agent, state = load_state(folder, settings, control)
+        agent, state = load_state(folder, settings, control, self.checkpoint)
         filmed = self.video is None or agent.task.has_gymnasium
         check(filmed, "video", "be of a Gymnasium task", settings.env_id, "leave it out")
         with jax.default_matmul_precision(settings.config.training.matmul_precision):
@@ -58,6 +60,7 @@ class EvaluateArgs:
             "run_dir": str(self.run_dir),
             "env_id": settings.env_id,
             "control": control,
+            "checkpoint": self.checkpoint,
             "seed": self.seed,
             "episodes": self.episodes,
             "return_mean": float(np.mean(returns)),
@@ -82,11 +85,13 @@ class ExportArgs:
     plants: int = 1
     """How many plants the exported controller drives at once."""
     set: Changes = ()
+    checkpoint: Which = "newest"
 
     def run(self) -> None:
         """Writes the file and says where it is."""
         check_parent("file", self.file)
-        manifest = export_run(self.run_dir, self.file, self.plants, control=parse_changes(self.set))
+        control = parse_changes(self.set)
+        manifest = export_run(self.run_dir, self.file, self.plants, control=control, checkpoint=self.checkpoint)
         print(f"{self.file}: {manifest['env_id']} for {', '.join(manifest['platforms'])}")
 
 

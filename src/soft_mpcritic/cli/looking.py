@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.cli.checks import PICTURES, check_parent, check_seed
 from soft_mpcritic.comparison import EvaluatedRun, GroupBy, group_runs, markdown_table, write_tidy
 from soft_mpcritic.config import check
@@ -79,6 +80,7 @@ class DiagnoseArgs:
     """A folder that `train` made."""
     episodes: int = 10
     """Deterministic episodes to compare with."""
+    checkpoint: Which = "newest"
     out: Path | None = None
     """The picture; by default diagnose.png in the folder. The numbers lie beside it, as .json."""
     json: bool = False
@@ -92,7 +94,7 @@ class DiagnoseArgs:
         folder = RunFolder(self.run_dir)
         folder.read_settings()
         check_parent("out", out)
-        record = diagnose_run(folder, self.episodes, out)
+        record = diagnose_run(folder, self.episodes, out, checkpoint=self.checkpoint)
         print(json.dumps(record) if self.json else f"{in_words(record)}\npicture: {out}")
 
 
@@ -134,8 +136,10 @@ class ViewArgs:
     seed: int = EVALUATION_SEED
     """Of the environment and of the planner's noise."""
     set: Changes = ()
+    checkpoint: Which = "newest"
 
     def run(self) -> None:
         """Serves the page until Ctrl-C."""
         check_seed(self.seed)
-        view_run(self.run_dir, self.host, self.port, self.seed, control=parse_changes(self.set))
+        control = parse_changes(self.set)
+        view_run(self.run_dir, self.host, self.port, self.seed, control=control, checkpoint=self.checkpoint)

@@ -14,6 +14,7 @@ from soft_mpcritic.baselines import (
     baseline_task,
     train_baseline,
 )
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.cli.checks import check_seed
 from soft_mpcritic.config import Config, TrainingConfig, check, override
 from soft_mpcritic.console import Console
@@ -43,6 +44,7 @@ class TrainArgs:
     """Go on with the run in run_dir from its newest checkpoint, or start it if there is none."""
     fork_from: Path | None = None
     """A run to go on from in a folder of its own, with the settings that are told here in the place of its own."""
+    fork_at: Which = "newest"
     backend: str | None = None
     """Short for training.backend: host, or device for environment and agent in one compiled loop."""
     num_envs: int | None = None
@@ -65,7 +67,7 @@ class TrainArgs:
         folder = RunFolder(self.run_dir or new_run_dir(self.env_id, self.preset, self.seed))
         asked = RunSettings(self.env_id, self.preset, self.seed, total, config)
         source = None if self.fork_from is None else RunFolder(self.fork_from)
-        execute(folder, asked, self.resume, self.num_seeds, task.note, source)
+        execute(folder, asked, self.resume, self.num_seeds, task.note, source, self.fork_at)
 
     def _laid_over(self) -> Config:
         """The settings with the short options laid over them."""

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from soft_mpcritic.checkpoint import Which
 from soft_mpcritic.config import ConfigError, check
 from soft_mpcritic.run_folder import RunFolder
 from soft_mpcritic.training import load_state, stop_requests
@@ -102,13 +103,14 @@ def view_run(
     seed: int,
     say: Callable[[str], None] = print,
     control: Mapping[str, Any] | None = None,
+    checkpoint: Which = "newest",
 ) -> None:
     """Shows a run's controller at work until it is interrupted. Raises `ConfigError` for what the user can mend."""
     folder = RunFolder(run_dir)
     settings = folder.read_settings()
     check_viewer()
     check_port(host, port)
-    agent, state = load_state(folder, settings, control)
+    agent, state = load_state(folder, settings, control, checkpoint)
     check(agent.task.has_gymnasium, "run_dir", "hold a Gymnasium task", settings.env_id, "view another run")
     session = Session(agent, state.models, seed, **render_options(agent.task))
     try:
