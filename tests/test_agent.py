@@ -215,7 +215,7 @@ def networks_of(state: AgentState, newest: bool) -> list[jax.Array]:
     """Parameters of models and learned goal: those that learn, or those that planning asks."""
     models, goal = state.models, state.models.goal
     assert goal is not None
-    asked = (models.dynamics.members, goal.network)
+    asked = (models.dynamics.members, goal.networks)
     return jax.tree.leaves((state.dynamics_newest, state.goal_newest) if newest else asked)
 
 
@@ -341,10 +341,15 @@ def test_the_target_planner_acts_on_its_share_of_steps(share):
     assert abs(by_targets - share) <= 4 * np.sqrt(share * (1 - share) / envs) + both_at_the_edge
 
 
-def test_every_other_stretch_acts_as_deterministic_control_does():
-    """Two environments, 3 steps a stretch: 3 as control acts, by its critic, then 3 as training does."""
+@pytest.mark.parametrize(("stretch", "capacity"), [(3, 512), (300, 12)])
+def test_every_other_stretch_acts_as_deterministic_control_does(stretch, capacity):
+    """Of two environments; as control acts, by its critic, first. A stretch is half of the replay at most."""
     agent, state = make(
-        training__num_envs=2, training__target_steps=1.0, training__control_stretch=3, critic__control="slow"
+        training__num_envs=2,
+        training__target_steps=1.0,
+        training__control_stretch=stretch,
+        training__capacity=capacity,
+        critic__control="slow",
     )
     models = dataclasses.replace(state.models, critic=jax.tree.map(lambda leaf: -3 * leaf, state.models.critic))
     state, _ = jit(agent.begin)(dataclasses.replace(state, models=models), jnp.array([[0.3], [-0.6]]))

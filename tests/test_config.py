@@ -153,7 +153,6 @@ def test_a_setting_that_cannot_work_is_refused_with_name_value_and_remedy(sectio
         (PlannerConfig, {"horizon": 0, "num_samples": 1}),
         (CriticConfig, {"target_step": 1.0, "bins": 2}),
         (TrainingConfig, {"seed_steps": 0, "pretrain_updates": 0, "capacity": 1}),
-        (TrainingConfig, {"control_stretch": 50, "num_envs": 3, "capacity": 300}),
     ],
 )
 def test_the_edge_of_what_works_is_accepted(section, settings):
@@ -195,13 +194,6 @@ def test_capacity_below_the_number_of_environments_is_refused():
         TrainingConfig(capacity=3, num_envs=4)
     assert_names(caught.value, "capacity", 3)
     assert "num_envs = 4" in str(caught.value)
-
-
-def test_a_replay_that_does_not_hold_both_kinds_of_stretches_is_refused():
-    with pytest.raises(ConfigError) as caught:
-        TrainingConfig(control_stretch=50, num_envs=3, capacity=299)
-    assert_names(caught.value, "capacity", 299)
-    assert "2 control_stretch num_envs = 300" in str(caught.value)
 
 
 def test_no_discount_is_refused_when_the_critic_works_in_units_of_the_return():

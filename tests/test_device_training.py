@@ -467,13 +467,10 @@ def test_what_does_not_fit_is_refused_with_what_would():
         tight.check(1, 1000, "memory")
 
 
-def test_stretches_of_control_take_no_memory_even_where_the_replay_just_holds_them():
-    task, env = make_task(ENV_ID, "device"), make_device_env(ENV_ID)
-    just, without = (
-        Footprint(task, small_config(training__capacity=200, training__control_stretch=stretch), env)
-        for stretch in (100, 0)
-    )
-    assert just.bytes(1, 1) == without.bytes(1, 1)
+@pytest.mark.parametrize(("steps", "rows"), [(100, 400), (398, 400), (400, 402), (5000, 1000)])
+def test_a_replay_holds_its_whole_run_and_both_kinds_of_stretches_but_no_more(steps: int, rows: int):
+    settings = small_config(training__capacity=1000, training__num_envs=2, training__control_stretch=100)
+    assert fitted(settings, steps).training.capacity == rows
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 99])

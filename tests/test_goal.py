@@ -24,7 +24,7 @@ from soft_mpcritic.envs.adapt import EPISODE_STEPS
 from soft_mpcritic.envs.tasks import TaskSpec, unknown
 from soft_mpcritic.exported import ExportedController
 from soft_mpcritic.files import read_table
-from soft_mpcritic.goal import FIRST_TERMINATION, REWARD_FLOOR, LearnedGoal
+from soft_mpcritic.goal import FIRST_TERMINATION, REWARD_FLOOR, GoalNetworks, LearnedGoal
 from soft_mpcritic.networks import MLP, Linear
 from soft_mpcritic.types import Experience
 from tests.systems import SMALL, System, learn, never, small_config
@@ -40,7 +40,7 @@ def learned_config(**changes: object) -> Config:
 
 def fresh(width: int = 32) -> LearnedGoal:
     config = DynamicsConfig(width=width)
-    return jax.jit(lambda key: LearnedGoal.init(key, 2 * FEATURES + ACTION, config))(jax.random.key(0))
+    return jax.jit(lambda key: LearnedGoal.init(key, FEATURES, ACTION, config))(jax.random.key(0))
 
 
 def drawn(rows: int, scale: float = 1.0) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -67,9 +67,9 @@ def test_the_loss_is_the_squared_error_in_deviations_plus_the_cross_entropy():
     reward, terminated = 5 + 3 * rng.normal(size=40), (rng.uniform(size=40) < 0.3).astype(float)
     goal = fresh().observe(jnp.asarray(reward, jnp.float32))
     features, action, next_features = drawn(40)
-    outputs = forward(goal.network, np.concatenate([features, action, next_features], axis=1).astype(float))
-    predicted = reward.mean() + reward.std() * outputs[:, 0]
-    probability = 1 / (1 + np.exp(-outputs[:, 1]))
+    told = forward(goal.networks.reward, np.concatenate([features, action, next_features], axis=1).astype(float))
+    predicted = reward.mean() + reward.std() * told[:, 0]
+    probability = 1 / (1 + np.exp(-forward(goal.networks.termination, np.asarray(next_features, float))[:, 0]))
     entropy = -np.mean(np.log(np.where(terminated == 1, probability, 1 - probability)))
     error = np.sqrt(np.mean((predicted - reward) ** 2))
 
@@ -90,6 +90,16 @@ def test_a_reward_that_never_changes_is_told_to_the_floor():
     assert np.abs(np.asarray(reward) - 7).max() < 2 * REWARD_FLOOR
 
 
+def test_an_end_is_judged_by_where_a_step_led_and_a_reward_by_how_as_well():
+    features, action, next_features = drawn(50)
+    judge = jax.jit(LearnedGoal.__call__)
+    told = judge(fresh(), features, action, next_features)
+    for other in (judge(fresh(), -features, action, next_features), judge(fresh(), features, -action, next_features)):
+        np.testing.assert_array_equal(other[1], told[1])
+        assert not np.any(np.isclose(other[0], told[0]))
+    assert not np.any(np.isclose(judge(fresh(), features, action, -next_features)[1], told[1], rtol=1e-4))
+
+
 @pytest.mark.parametrize("width", [1, 16, 512])
 def test_a_fresh_network_hardly_ends_anything_even_far_out(width):
     _, probability = jax.jit(LearnedGoal.__call__)(fresh(width), *drawn(500, scale=3.0))
@@ -99,9 +109,13 @@ def test_a_fresh_network_hardly_ends_anything_even_far_out(width):
 # ----------------------------------------------------------------- planning
 
 
-def constant_goal(reward: float, termination: jax.Array, inputs: int) -> LearnedGoal:
-    bias = jnp.stack([jnp.full_like(termination, reward), jnp.log(termination / (1 - termination))])
-    return LearnedGoal(MLP((Linear(jnp.zeros((inputs, 2)), bias),), ()), Normalizer.init(1, REWARD_FLOOR))
+def constant_goal(reward: float, termination: jax.Array, features: int) -> LearnedGoal:
+    def always(told: jax.Array, inputs: int) -> MLP:
+        return MLP((Linear(jnp.zeros((inputs, 1)), told[None]),), ())
+
+    logit = jnp.log(termination / (1 - termination))
+    networks = GoalNetworks(always(jnp.full_like(termination, reward), 2 * features + 1), always(logit, features))
+    return LearnedGoal(networks, Normalizer.init(1, REWARD_FLOOR))
 
 
 @pytest.mark.parametrize("terminations", [True, False])
@@ -115,7 +129,7 @@ def test_learned_continuation_weighs_later_rewards_and_q(terminations):
 
     @jax.jit
     def returns(termination, critic):
-        ending = dataclasses.replace(models, goal=constant_goal(2.0, termination, 3))
+        ending = dataclasses.replace(models, goal=constant_goal(2.0, termination, 1))
         return planner.returns_fn(planner.config.planner, ending, critic, jax.random.key(2), obs)(actions)
 
     nothing_later = jax.tree.map(jnp.zeros_like, models.critic)
@@ -136,9 +150,8 @@ def test_hidden_positions_reach_a_learned_goal_neither_before_nor_after_the_step
         here = judge(models, jnp.array([[0.0, 0.3]]), action, jnp.array([[0.0, 0.4]]))
         before = judge(models, jnp.array([[4.0, 0.3]]), action, jnp.array([[0.0, 0.4]]))
         after = judge(models, jnp.array([[0.0, 0.3]]), action, jnp.array([[4.0, 0.4]]))
-        for there in (before, after):
-            assert np.array_equal(here[0], there[0]) == (not seen)
-            assert np.array_equal(here[1], there[1]) == (not seen)
+        assert [np.array_equal(here[0], there[0]) for there in (before, after)] == [not seen] * 2
+        assert [np.array_equal(here[1], there[1]) for there in (before, after)] == [True, not seen]
         speed = judge(models, jnp.array([[0.0, 0.3]]), action, jnp.array([[0.0, 0.5]]))
         assert not np.array_equal(here[0], speed[0])
 
@@ -201,7 +214,7 @@ def test_the_figures_tell_what_is_still_wrong(learner):
     assert 0 < float(figures.termination_loss) < 0.03
     fresh_goal = jit(agent.init)(jax.random.key(1)).models.goal
     models = dataclasses.replace(state.models, goal=fresh_goal)
-    spoilt = dataclasses.replace(state, models=models, goal_newest=fresh_goal.network)
+    spoilt = dataclasses.replace(state, models=models, goal_newest=fresh_goal.networks)
     _, worse = jit(agent.learner.update)(spoilt)
     assert float(worse.reward_error) > 10
     assert float(worse.termination_loss) > 3 * float(figures.termination_loss)
@@ -217,14 +230,16 @@ def test_models_do_not_learn_from_rewards_nor_the_goal_from_the_critic(learner):
     agent, state = learner
     update = jit(agent.learner.update)
     after, _ = update(state)
-    assert all(different(after.models.goal.network, state.models.goal.network))
+    assert all(different(after.models.goal.networks, state.models.goal.networks))
     assert not any(different(after.models.goal.reward_scale, state.models.goal.reward_scale))
 
     reward_column = -2
     rich = dataclasses.replace(state.replay, records=state.replay.records.at[:, reward_column].add(5.0))
     richer, _ = update(dataclasses.replace(state, replay=rich))
     assert not any(different(after.models.dynamics, richer.models.dynamics))
-    assert all(different(after.models.goal.network, richer.models.goal.network))
+    learned, otherwise = after.models.goal.networks, richer.models.goal.networks
+    assert all(different(learned.reward, otherwise.reward))
+    assert not any(different(learned.termination, otherwise.termination))
 
     critic = jax.tree.map(lambda leaf: leaf + 0.1, state.models.critic)
     moved, _ = update(dataclasses.replace(state, models=dataclasses.replace(state.models, critic=critic)))

@@ -50,7 +50,7 @@ class Agent:
             critic_optimizer=optimizers.critic,
             goal_optimizer=optimizers.goal,
             dynamics_newest=self.learner.init_newest(models.dynamics.members),
-            goal_newest=None if models.goal is None else self.learner.init_newest(models.goal.network),
+            goal_newest=None if models.goal is None else self.learner.init_newest(models.goal.networks),
             replay=Replay.init(config.training.capacity, task.obs_size, task.action_size, target_slots),
             pending=Pending(
                 obs=jnp.zeros((envs, task.obs_size)),
@@ -176,12 +176,15 @@ class Agent:
         return dataclasses.replace(state, pending=pending, key=key), result
 
     def _acts_as_control(self, state: AgentState) -> Bool[Array, ""]:
-        """Is this one of the stretches in which the agent only controls? Counted in steps that the replay holds."""
+        """Is this one of the stretches in which the agent only controls?
+
+        Counted in steps that the replay holds; a stretch is half of it at most, so that it holds both kinds.
+        """
         training = self.config.training
         if training.control_stretch == 0:
             return jnp.array(False)
-        stretch = state.replay.position // (training.control_stretch * training.num_envs)
-        return stretch % 2 == 0
+        steps = min(training.control_stretch * training.num_envs, max(training.capacity // 2, 1))
+        return state.replay.position // steps % 2 == 0
 
     def act_randomly(self, state: AgentState, hold: float = 1.0) -> AgentState:
         """Chooses the pending actions uniformly in the box, each anew with probability 1 / `hold`, or as before.

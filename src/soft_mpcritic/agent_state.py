@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from soft_mpcritic.goal import GoalNetworks
 from soft_mpcritic.networks import MLP
 from soft_mpcritic.planner import Models
 from soft_mpcritic.replay import Replay
@@ -46,7 +47,7 @@ class AgentState(eqx.Module):
     critic_optimizer: optax.OptState
     goal_optimizer: optax.OptState | None  # None where there is nothing to learn of the goal
     dynamics_newest: MLP | None  # what learns, where planning asks its mean over time; None where planning asks it
-    goal_newest: MLP | None  # the same
+    goal_newest: GoalNetworks | None  # the same
     replay: Replay
     pending: Pending
     key: PRNGKeyArray

@@ -1,4 +1,4 @@
-"""What is learned of the goal where it is not known: reward and termination of a step, by one network."""
+"""What is learned of the goal where it is not known: reward and termination of a step, by a network each."""
 
 import dataclasses
 import math
@@ -24,24 +24,36 @@ class GoalErrors(NamedTuple):
     termination_loss: Float[Array, ""]  # cross-entropy, nats
 
 
+class GoalNetworks(eqx.Module):
+    """What is trained of a learned goal."""
+
+    reward: MLP  # of (features, action, next features), in deviations from its mean
+    termination: MLP  # of next features alone: its logit
+
+
 class LearnedGoal(eqx.Module):
-    """Reward and termination as functions of (obs, action, next obs), the shape in which tasks tell theirs.
+    """Reward and termination of a step (obs, action, next obs), the shape in which tasks tell theirs.
 
     It sees features, and actions in the library's box. All members of the ensemble share it: they differ in where
-    they think that a step leads, not in what is good there.
+    they think that a step leads, not in what is good there. An end is judged by where the step led: ends are few, and
+    a network that sees how they came about remembers each by that, and knows none that come about otherwise.
     """
 
-    network: MLP  # to the reward, in deviations from its mean, and the logit of termination
+    networks: GoalNetworks
     reward_scale: Normalizer  # one component
 
     @staticmethod
-    def init(key: PRNGKeyArray, inputs: int, config: DynamicsConfig) -> "LearnedGoal":
-        """Half as wide as the models; `inputs` is the size of both features and the action together."""
-        width, depth = max(config.width // 2, 1), config.depth
-        network = MLP.init(key, inputs, 2, width=width, depth=depth, layer_norm=config.layer_norm)
-        shift = jnp.array([0.0, math.log(FIRST_TERMINATION / (1 - FIRST_TERMINATION))])
-        network = eqx.tree_at(lambda n: n.layers[-1].bias, network, replace_fn=lambda bias: bias + shift)
-        return LearnedGoal(network, Normalizer.init(1, REWARD_FLOOR))
+    def init(key: PRNGKeyArray, features: int, action_size: int, config: DynamicsConfig) -> "LearnedGoal":
+        """Networks half as wide as the models."""
+        reward_key, termination_key = jax.random.split(key)
+        shape = {"width": max(config.width // 2, 1), "depth": config.depth, "layer_norm": config.layer_norm}
+        termination = MLP.init(termination_key, features, 1, **shape)
+        shift = math.log(FIRST_TERMINATION / (1 - FIRST_TERMINATION))
+        networks = GoalNetworks(
+            reward=MLP.init(reward_key, 2 * features + action_size, 1, **shape),
+            termination=eqx.tree_at(lambda n: n.layers[-1].bias, termination, replace_fn=lambda bias: bias + shift),
+        )
+        return LearnedGoal(networks, Normalizer.init(1, REWARD_FLOOR))
 
     def observe(self, reward: Float[Array, " R"]) -> "LearnedGoal":
         """With R more rewards in the scale."""
@@ -74,5 +86,6 @@ class LearnedGoal(eqx.Module):
     def _outputs(
         self, features: Float[Array, "R F"], action: Float[Array, "R A"], next_features: Float[Array, "R F"]
     ) -> tuple[Float[Array, " R"], Float[Array, " R"]]:
-        outputs = self.network(jnp.concatenate([features, action, next_features], axis=-1))
-        return self.reward_scale.denormalize(outputs[:, :1])[:, 0], outputs[:, 1]
+        """Reward, in its own units, and logit of termination."""
+        reward = self.networks.reward(jnp.concatenate([features, action, next_features], axis=-1))
+        return self.reward_scale.denormalize(reward)[:, 0], self.networks.termination(next_features)[:, 0]

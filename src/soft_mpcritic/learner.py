@@ -6,8 +6,9 @@ Pure functions of the agent's state; `Learner` holds only settings.
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,11 +18,13 @@ from soft_mpcritic.agent_state import AgentState, LearningMetrics
 from soft_mpcritic.config import Config
 from soft_mpcritic.critic import SoftQ
 from soft_mpcritic.dynamics import EnsembleDynamics, dynamics_loss, dynamics_optimizer
-from soft_mpcritic.goal import GoalErrors, LearnedGoal
+from soft_mpcritic.goal import GoalErrors, GoalNetworks
 from soft_mpcritic.math import polyak
 from soft_mpcritic.networks import MLP
 from soft_mpcritic.planner import Models, Planner
 from soft_mpcritic.types import PlanResult, Transition
+
+Networks = TypeVar("Networks", bound=eqx.Module)
 
 LONGEST_MEAN = 1000  # updates over which the mean critic goes
 
@@ -46,11 +49,11 @@ class Learner:
         return Optimizers(
             dynamics=self._dynamics_optimizer.init(_params(models.dynamics.members)),
             critic=self._critic_optimizer.init(_params(models.critic.networks)),
-            goal=None if goal is None else self._dynamics_optimizer.init(_params(goal.network)),
+            goal=None if goal is None else self._dynamics_optimizer.init(_params(goal.networks)),
         )
 
-    def init_newest(self, asked: MLP) -> MLP | None:
-        """The network that learns, where planning asks only its mean."""
+    def init_newest(self, asked: Networks) -> Networks | None:
+        """What learns, where planning asks only its mean."""
         return jax.tree.map(jnp.copy, asked) if self._config.dynamics.average_step < 1 else None
 
     def update(self, state: AgentState) -> tuple[AgentState, LearningMetrics]:
@@ -193,32 +196,34 @@ class Learner:
         models, goal, optimizer = state.models, state.models.goal, state.goal_optimizer
         if goal is None or optimizer is None:
             return state, GoalErrors(jnp.array(jnp.nan), jnp.array(jnp.nan)), jnp.array(True)
-        newest = goal.network if state.goal_newest is None else state.goal_newest
+        newest = goal.networks if state.goal_newest is None else state.goal_newest
         features, next_features = (self.planner.features(models, obs) for obs in (batch.obs, batch.next_obs))
 
-        def loss_of(network: MLP) -> tuple[Array, GoalErrors]:
-            learned = dataclasses.replace(goal, network=network)
+        def loss_of(networks: GoalNetworks) -> tuple[Array, GoalErrors]:
+            learned = dataclasses.replace(goal, networks=networks)
             return learned.loss(features, batch.action, next_features, batch.reward, batch.terminated)
 
         (_, errors), gradient = jax.value_and_grad(loss_of, has_aux=True)(newest)
-        network, optimizer, sound = _descend(
+        networks, optimizer, sound = _descend(
             self._dynamics_optimizer, gradient, optimizer, newest, state.health.step_size
         )
-        asked, newest = self._averaged(goal.network, network, state.updates)
-        models = dataclasses.replace(models, goal=LearnedGoal(asked, goal.reward_scale))
+        asked, newest = self._averaged(goal.networks, networks, state.updates)
+        models = dataclasses.replace(models, goal=dataclasses.replace(goal, networks=asked))
         state = dataclasses.replace(state, models=models, goal_optimizer=optimizer, goal_newest=newest)
         return state, errors, sound
 
-    def _averaged(self, mean: MLP, network: MLP, updates: Int[Array, ""]) -> tuple[MLP, MLP | None]:
-        """What planning asks once `network` was learned, and what learns on, where that is not the same.
+    def _averaged(
+        self, mean: Networks, networks: Networks, updates: Int[Array, ""]
+    ) -> tuple[Networks, Networks | None]:
+        """What planning asks once `networks` were learned, and what learns on, where that is not the same.
 
         In the running mean, what single batches did to the weights averages out (Polyak & Juditsky, 1992). It is of
         all updates while there are few, of the last 1 / `average_step` or so later.
         """
         step = self._config.dynamics.average_step
         if step == 1:
-            return network, None
-        return polyak(mean, network, jnp.maximum(step, 1 / (updates + 1))), network
+            return networks, None
+        return polyak(mean, networks, jnp.maximum(step, 1 / (updates + 1))), networks
 
     @property
     def _config(self) -> Config:
@@ -245,11 +250,11 @@ class Learner:
 
 def _descend(
     optimizer: optax.GradientTransformation,
-    gradient: MLP,
+    gradient: Networks,
     state: optax.OptState,
-    networks: MLP,
+    networks: Networks,
     step_size: Float[Array, ""],
-) -> tuple[MLP, optax.OptState, Bool[Array, ""]]:
+) -> tuple[Networks, optax.OptState, Bool[Array, ""]]:
     """One step of an optimiser, times `step_size`; no step where the gradient is not finite. Was there one?
 
     The squares are asked, not the gradient: where one overflows, Adam would never move that parameter again.
@@ -261,6 +266,6 @@ def _descend(
     return networks, jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, state), sound
 
 
-def _params(networks: MLP) -> Any:
+def _params(networks: eqx.Module) -> Any:
     """Optax's own name for any pytree of arrays does not admit ours."""
     return networks

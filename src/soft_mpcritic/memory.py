@@ -57,8 +57,7 @@ class Footprint:
         return one, two - one
 
     def _shapes_bytes(self, envs: int) -> int:
-        sizes = {"num_envs": envs, "capacity": self._capacity, "control_stretch": 0}  # stretches take no memory
-        training = dataclasses.replace(self.config.training, **sizes)
+        training = dataclasses.replace(self.config.training, num_envs=envs, capacity=self._capacity)
         agent = Agent(self.task, dataclasses.replace(self.config, training=training))
         starts = [agent.init] if self.env is None else [agent.init, DeviceVector(self.env, envs).reset]
         shapes = jax.eval_shape(lambda key: [start(key) for start in starts], jax.random.key(0))

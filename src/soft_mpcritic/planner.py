@@ -96,7 +96,7 @@ class Planner:
     def _init_goal(self, key: PRNGKeyArray) -> LearnedGoal | None:
         if not self._learned_goal:
             return None
-        return LearnedGoal.init(key, 2 * self._feature_size + self.task.action_size, self.config.dynamics)
+        return LearnedGoal.init(key, self._feature_size, self.task.action_size, self.config.dynamics)
 
     def plan(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]

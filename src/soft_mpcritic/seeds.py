@@ -53,8 +53,10 @@ def prepare_seeds(folder: RunFolder, asked: RunSettings, num_seeds: int, resume:
 def fitted(config: Config, steps: int) -> Config:
     """`config` with a replay no larger than `steps` environment steps can fill, so that many seeds fit.
 
-    One vector of steps more is kept, so that such a replay never wraps around: a longer run can go on from it.
+    One vector of steps more is kept, so that such a replay never wraps around, and two stretches at least, so that
+    these are as long as asked for: a longer run can go on from it.
     """
     training = config.training
-    capacity = min(training.capacity, steps + training.num_envs)
+    longest = max(steps + training.num_envs, 2 * training.control_stretch * training.num_envs)
+    capacity = min(training.capacity, longest)
     return dataclasses.replace(config, training=dataclasses.replace(training, capacity=capacity))
