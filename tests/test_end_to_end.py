@@ -10,6 +10,7 @@ import pytest
 from soft_mpcritic.cli import main
 from soft_mpcritic.diagnosis import diagnose_run, in_words
 from soft_mpcritic.diagnostics import Effort
+from soft_mpcritic.run_folder import RunFolder
 from tests.systems import SMALL
 
 README = Path(__file__).parent.parent / "README.md"
@@ -30,6 +31,20 @@ def test_evaluate_prints_one_json_object_and_nothing_else(trained, capsys):
     record = json.loads(printed[0])
     assert len(record["returns"]) == 3
     assert record["return_min"] <= record["return_mean"] <= record["return_max"]
+
+
+def test_the_checkpoint_that_is_evaluated_is_told_by_its_step(trained, capsys):
+    means = RunFolder(trained).mean_returns()
+    best = max(means, key=lambda step: (means[step], step))
+    for told, step in (("newest", 60), ("best", best), ("60", 60)):
+        assert main(["evaluate", str(trained), "--episodes", "1", "--checkpoint", told, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["checkpoint"] == step
+
+
+def test_a_checkpoint_that_is_not_kept_is_refused_in_one_line(trained, capsys):
+    assert main(["evaluate", str(trained), "--checkpoint", "7"]) == 2
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert "checkpoint must be newest, best or a step that is kept (" in told and told.endswith("60), got 7: name one.")
 
 
 def test_evaluation_is_repeatable_and_does_not_depend_on_the_number_of_episodes(trained, capsys):

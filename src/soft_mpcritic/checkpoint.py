@@ -95,7 +95,8 @@ class Checkpoints:
         """Its environment step; raises `ConfigError` where there is no such checkpoint."""
         if not self.steps:
             raise ConfigError(f"{self._folder} has no checkpoint yet: train it first.")
-        step = self.newest_sound() if which == "newest" else self.best if which == "best" else which
+        named = {"newest": self.newest_sound, "best": lambda: self.best}
+        step = which if isinstance(which, int) else named[which]()
         kept = ", ".join(map(str, sorted(self.steps)))
         if step is None:
             raise ConfigError(f"no checkpoint of {self._folder} was evaluated: name one by its step ({kept}).")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tyro
 
-from soft_mpcritic.checkpoint import Which
+from soft_mpcritic.checkpoint import Checkpoints, Which
 from soft_mpcritic.cli.checks import check_parent, check_seed
 from soft_mpcritic.config import check
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
@@ -46,7 +46,8 @@ class EvaluateArgs:
             check_parent("video", self.video)
         folder, control = RunFolder(self.run_dir), parse_changes(self.set)
         settings = folder.read_settings()
-        agent, state = load_state(folder, settings, control, self.checkpoint)
+        step = Checkpoints(folder).chosen(self.checkpoint)
+        agent, state = load_state(folder, settings, control, step)
         filmed = self.video is None or agent.task.has_gymnasium
         check(filmed, "video", "be of a Gymnasium task", settings.env_id, "leave it out")
         with jax.default_matmul_precision(settings.config.training.matmul_precision):
@@ -60,7 +61,7 @@ class EvaluateArgs:
             "run_dir": str(self.run_dir),
             "env_id": settings.env_id,
             "control": control,
-            "checkpoint": self.checkpoint,
+            "checkpoint": step,
             "seed": self.seed,
             "episodes": self.episodes,
             "return_mean": float(np.mean(returns)),
