@@ -27,7 +27,6 @@ SMALL = {
     "planner.num_samples": 8,
     "target_planner.num_samples": 4,
     "training.capacity": 512,
-    "training.control_stretch": 0,
     "training.seed_steps": 20,
     "training.pretrain_updates": 5,
     "training.log_every": 20,

@@ -177,7 +177,7 @@ class TrainingConfig:
     vectorization: Literal["sync", "async"] = "sync"
     explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
-    control_stretch: int = 500  # every other stretch of so many steps acts as deterministic control does; 0: none does
+    control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     action_repeat: int = 1  # steps of the environment under one action: together they are one step of all that counts
     observe_change: bool = False  # do observations also hold how they have changed in the last step?
     observe_position: bool = False  # may the networks see absolute positions that the task keeps for its reward?

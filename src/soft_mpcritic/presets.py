@@ -20,9 +20,7 @@ def _paper() -> Config:
         target_planner=PlannerConfig(num_samples=20, sampler="iid", keep_nominal=False),
         dynamics=DynamicsConfig(learning_rate=3e-4, batch_size=32, own_batches=False, normalize=False),
         critic=CriticConfig(heads=1, layer_norm=False, batch_size=32, unit="reward", target_step=0.005, target_every=2),
-        training=TrainingConfig(
-            seed_steps=0, pretrain_updates=0, explore="mean", control_stretch=0, observe_position=True
-        ),
+        training=TrainingConfig(seed_steps=0, pretrain_updates=0, explore="mean", observe_position=True),
     )
 
 
