@@ -26,6 +26,7 @@ from soft_mpcritic.envs.device.pendulums import CartPoleState, CartPoleSwingUp
 from soft_mpcritic.envs.device.vector import Outcome
 from soft_mpcritic.evaluation import Evaluator
 from soft_mpcritic.files import read_table
+from soft_mpcritic.forking import fork_seeds
 from soft_mpcritic.memory import Footprint, available_memory, largest
 from soft_mpcritic.recording import RunRecord, Schedule
 from soft_mpcritic.run_folder import RunFolder, RunSettings
@@ -206,6 +207,27 @@ def test_a_run_that_is_prolonged_is_the_longer_run(single: Path, tmp_path: Path)
         np.testing.assert_array_equal(longer[name], prolonged[name], err_msg=name)
     run(tmp_path / "prolonged", resume=True, total_steps=20)  # a smaller budget loses nothing either
     assert int(final_arrays(tmp_path / "prolonged")[".replay.size"]) == STEPS
+
+
+def test_seeds_are_forked_together(pair: Path, tmp_path: Path):
+    """With the same settings they are the runs that never stopped."""
+    source, target, new = (RunFolder(tmp_path / name) for name in ("source", "fork", "new"))
+    run(source.path, seeds=2, total_steps=50)
+    asked = RunSettings(ENV_ID, "default", 0, STEPS, config())
+    told = fork_seeds(source, target, asked, 2)
+    assert told == f"goes on from step 50 of {source.path / 'seed0'}, with the same settings, for all 2 seeds"
+    run(target.path, seeds=2, resume=True)
+    for seed in ("seed0", "seed1"):
+        assert_same_run(pair / seed, target.path / seed)
+        assert [origin["env_step"] for origin in RunFolder(target.path / seed).forks()] == [50]
+    for to, at, why in (
+        (target, "newest", "already holds a run"),
+        (new, "best", "fork_at must be newest or a step for several seeds, got best"),
+        (new, 90, "checkpoint must be newest, best or a step that is kept"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            fork_seeds(source, to, asked, 2, at)
+    assert not new.path.exists()
 
 
 @pytest.mark.slow

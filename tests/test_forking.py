@@ -150,10 +150,10 @@ def test_what_does_not_go_with_the_checkpoint_is_refused_before_anything_is_writ
     ("how", "told"),
     [
         ({"resume": True}, "fork_from must come without resume"),
-        ({"num_seeds": 2}, "num_seeds must be 1 for a fork"),
+        ({"num_seeds": 2}, "a fork of seeds 0 to 1 needs them all, and .* holds 0: set --seed and --num-seeds"),
     ],
 )
-def test_a_fork_is_neither_resumed_at_once_nor_of_several_seeds(source, tmp_path, how, told):
+def test_a_fork_is_neither_resumed_at_once_nor_of_seeds_that_are_not_there(source, tmp_path, how, told):
     with pytest.raises(ConfigError, match=told):
         execute(RunFolder(tmp_path / "fork"), asked(), **how, source=source)
     assert not (tmp_path / "fork").exists()

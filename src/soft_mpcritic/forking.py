@@ -1,5 +1,6 @@
 """A fork: a run that goes on from what another one learned, under other settings, in a folder of its own."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import ConfigError, check
 from soft_mpcritic.files import why
 from soft_mpcritic.run_folder import RunFolder, RunSettings, changes
+from soft_mpcritic.seeds import seed_folders
 from soft_mpcritic.training import check_memory, make_agent
 
 TABLES = ("metrics.csv", "evaluations.csv")  # rows up to the fork stay: a curve is drawn from its beginning
@@ -39,8 +41,7 @@ def fork(source: RunFolder, target: RunFolder, asked: RunSettings, at: Which = "
     stored = source.read_settings()
     changed = changes(stored, asked)
     _check_bound(stored, asked, changed)
-    if target.exists:
-        raise ConfigError(f"run folder {target.path} already holds a run: choose another --run-dir for the fork.")
+    _check_new(target)
     state, progress = _learned(source, asked, changed, at)
     step = progress["env_step"]
     with target.held():
@@ -55,6 +56,38 @@ def fork(source: RunFolder, target: RunFolder, asked: RunSettings, at: Which = "
         origin = {"run": str(source.path), "env_step": step, "changed": changed}
         target.create(asked, forks=[*source.forks(), origin])  # last: a folder without it holds no run
     return f"goes on from step {step} of {source.path}, with {_told(changed)}"
+
+
+def fork_seeds(source: RunFolder, target: RunFolder, asked: RunSettings, num_seeds: int, at: Which = "newest") -> str:
+    """`fork` of seeds that were trained side by side, into a folder of theirs: `asked.seed` and those that follow it.
+
+    The newest checkpoint is that which all of them have, as they go on together.
+    Raises `ConfigError` as `fork` does, and where `source` does not hold these seeds or such a checkpoint.
+    """
+    present = {run.read_settings().seed: run for run in seed_folders(source)}
+    seeds = range(asked.seed, asked.seed + num_seeds)
+    if not present.keys() >= set(seeds):
+        raise ConfigError(
+            f"a fork of seeds {seeds[0]} to {seeds[-1]} needs them all, and {source.path} holds "
+            f"{', '.join(map(str, present)) or 'none'}: set --seed and --num-seeds to what it holds."
+        )
+    if at == "best":
+        raise ConfigError("fork_at must be newest or a step for several seeds, got best: each seed has its own best.")
+    kept = [set(Checkpoints(present[seed]).sound_steps()) for seed in seeds]
+    step = max(set.intersection(*kept), default=None)
+    if step is None:
+        raise ConfigError(f"the seeds of {source.path} have no checkpoint in common: fork one seed's folder at a time.")
+    _check_new(target)
+    told = [
+        fork(
+            present[seed],
+            RunFolder(target.path / f"seed{seed}"),
+            dataclasses.replace(asked, seed=seed),
+            step if at == "newest" else at,
+        )
+        for seed in seeds
+    ]
+    return f"{told[0]}, for all {num_seeds} seeds"
 
 
 def _learned(
@@ -73,6 +106,11 @@ def _learned(
     except ConfigError as error:
         told = f" Changed are {', '.join(changed)}; sizes of networks and plans cannot." if changed else ""
         raise ConfigError(f"{error}{told}") from error
+
+
+def _check_new(target: RunFolder) -> None:
+    if seed_folders(target):
+        raise ConfigError(f"run folder {target.path} already holds a run: choose another --run-dir for the fork.")
 
 
 def _check_bound(stored: RunSettings, asked: RunSettings, changed: Mapping[str, Sequence[Any]]) -> None:

@@ -20,7 +20,7 @@ from soft_mpcritic.controller import Controller
 from soft_mpcritic.device_training import train_on_device
 from soft_mpcritic.envs import task_for
 from soft_mpcritic.evaluation import EVALUATION_SEED, Evaluator
-from soft_mpcritic.forking import fork
+from soft_mpcritic.forking import fork, fork_seeds
 from soft_mpcritic.parts import NOTHING_OWN, Parts, name_of
 from soft_mpcritic.plotting import plot_runs
 from soft_mpcritic.presets import preset
@@ -174,8 +174,11 @@ def execute(
     check(source is not None or fork_at == "newest", "fork_at", "come with fork_from", fork_at, "name a run")
     if source is not None:
         check(not resume, "fork_from", "come without resume", str(source.path), "resume a fork by its own run_dir")
-        check(num_seeds == 1, "num_seeds", "be 1 for a fork", num_seeds, "fork one seed's folder at a time")
-        note, resume = " ".join([fork(source, folder, asked, fork_at), note]).strip(), True
+        if num_seeds == 1:
+            told = fork(source, folder, asked, fork_at)
+        else:
+            told = fork_seeds(source, folder, asked, num_seeds, fork_at)
+        note, resume = " ".join([told, note]).strip(), True
     if asked.config.training.backend == "device":
         runs = prepare_seeds(folder, asked, num_seeds, resume)
         with Console(asked.description, folder, num_seeds, note) as console:
