@@ -20,7 +20,7 @@ import tyro
 
 from soft_mpcritic.agent import Agent
 from soft_mpcritic.compilation import jit
-from soft_mpcritic.device_loop import DeviceLoop
+from soft_mpcritic.device_loop import DeviceLoop, Orders
 from soft_mpcritic.envs import DeviceVector, make_device_env, make_task
 from soft_mpcritic.presets import preset
 
@@ -57,12 +57,14 @@ class DeviceLoopBench:
         config = dataclasses.replace(config, training=dataclasses.replace(config.training, capacity=40_000))
         envs = DeviceVector(make_device_env(self.env_id, self.simulator))
         loop = DeviceLoop(Agent(make_task(self.env_id, "device"), config), envs, LENGTH)
-        play = jit(jax.vmap(loop.play, in_axes=(0, None, None, None)), donate_argnums=0)
+        play = jit(jax.vmap(loop.play, in_axes=(0, None, None)), donate_argnums=0)
         states = jit(jax.vmap(loop.init))(jnp.stack([jax.random.key(seed) for seed in range(seeds)]))
 
         def call(states, at_random: bool, updates: int):
+            never_cut = np.zeros(LENGTH, np.int32)
+            orders = Orders(np.full(LENGTH, at_random), np.full(LENGTH, updates, np.int32), never_cut)
             started = time.perf_counter()
-            answer = play(states, np.int32(LENGTH), np.full(LENGTH, at_random), np.full(LENGTH, updates, np.int32))
+            answer = play(states, np.int32(LENGTH), orders)
             jax.block_until_ready(answer)
             return answer[0], time.perf_counter() - started
 
