@@ -87,8 +87,9 @@ def test_only_termination_is_stored_as_one(terminated, expected):
     assert state.replay.take(jnp.arange(1)).terminated[0] == expected
 
 
-def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise():
-    agent, state = make()
+@pytest.mark.parametrize("end_value", [0.0, -50.0])
+def test_target_holds_the_worth_of_an_end_after_termination_and_bootstraps_otherwise(end_value):
+    agent, state = make(objective__end_value=end_value)
     size = 6
     batch = Transition(
         jnp.zeros((size, 1)),
@@ -99,7 +100,7 @@ def test_target_is_the_reward_alone_after_termination_and_bootstraps_otherwise()
     )
     start = jnp.zeros((size, agent.config.target_planner.horizon + 1, 1))
     target, result = jit(agent.learner.targets)(state.models, jax.random.key(0), batch, start)
-    np.testing.assert_array_equal(target[::2], [0, 2, 4])
+    np.testing.assert_allclose(target[::2], np.array([0, 2, 4]) + 0.99 * end_value, rtol=1e-6)
     np.testing.assert_allclose(target[1::2], batch.reward[1::2] + 0.99 * result.value[1::2], rtol=1e-6)
 
 

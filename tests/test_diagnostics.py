@@ -140,6 +140,19 @@ def test_a_critic_that_is_off_by_a_constant_has_that_bias(bias: float):
     np.testing.assert_allclose(values.soft_value - values.ret, 1.0, atol=1e-5)
 
 
+def test_what_an_end_is_worth_to_the_objective_belongs_to_the_return():
+    (ended,), (cut,) = played((60,), terminated=True), played((60,))
+    returns = []
+    for end_value in (0.0, -20.0):
+        agent, state = make(objective__end_value=end_value)
+        diagnose = Diagnostics(agent, EFFORT)
+        assert len(diagnose(state, [ended]).values.ret) == 60
+        returns.append([np.sort(diagnose(state, [of]).values.ret) for of in (ended, cut)])
+    free, priced = returns
+    np.testing.assert_allclose(np.sum(free[0] - priced[0]), 20 * np.sum(0.9 ** np.arange(1, 61)), rtol=1e-4)
+    np.testing.assert_array_equal(free[1], priced[1])
+
+
 def test_what_a_time_limit_cut_off_is_an_error_of_at_most_its_weight():
     """Rewards of 1 for ever, and a critic that knows: the return of step t lacks gamma^(L - t) of its value."""
     agent, state = make()

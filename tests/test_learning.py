@@ -26,13 +26,16 @@ def test_a_constant_reward_is_worth_its_geometric_sum():
     np.testing.assert_allclose(q_values(system, config, state, grid[:, :2], grid[:, 2:]), 2.0, atol=0.05)
 
 
-def test_after_a_termination_nothing_counts():
+@pytest.mark.parametrize("end_value", [0.0, -1.5])
+def test_after_a_termination_only_its_worth_counts(end_value: float):
     system = System(lambda s, a: s, TaskSpec(lambda s, a, n: a[:, 0], always), obs_size=1)
     changes = {"critic__learning_rate": 3e-3, "critic__unit": "reward", "critic__target_step": 0.05}
+    changes["objective__end_value"] = end_value
     config = small_config(objective__temperature=1.0, **changes)  # warm enough to keep trying bad actions
     state = learn(system, config, jax.random.key(0), 1000, 2)
     actions = np.linspace(-0.6, 0.6, 9)[:, None]
-    np.testing.assert_allclose(q_values(system, config, state, np.zeros((9, 1)), actions), actions[:, 0], atol=0.1)
+    expected = actions[:, 0] + 0.99 * end_value
+    np.testing.assert_allclose(q_values(system, config, state, np.zeros((9, 1)), actions), expected, atol=0.1)
 
 
 def test_a_time_limit_is_no_termination():

@@ -30,13 +30,14 @@ def system(horizon):
     }
 
 
-def looped_return(parts, discount, with_terminal):
+def looped_return(parts, discount, with_terminal, end_value=0.0):
     total, alive, obs = np.zeros(ROWS), np.ones(ROWS), parts["obs"]
     horizon = len(parts["actions"]) - 1
     for t in range(horizon):
         action = parts["actions"][t]
         reward = obs @ parts["slope"][t] + (action**2).sum(axis=1)
         total = total + discount**t * alive * reward
+        total = total + discount ** (t + 1) * alive * (1 - parts["continuation"][t]) * end_value
         alive = alive * parts["continuation"][t]
         obs = np.tanh(obs @ parts["dynamics"][t] + action @ parts["control"][t])
     if with_terminal:
@@ -45,7 +46,7 @@ def looped_return(parts, discount, with_terminal):
     return total
 
 
-def library_return(parts, discount, with_terminal, trace=1.0):
+def library_return(parts, discount, with_terminal, trace=1.0, end_value=0.0):
     device = {name: jnp.asarray(part, jnp.float32) for name, part in parts.items()}
 
     def step_at(time, obs, action):
@@ -56,9 +57,9 @@ def library_return(parts, discount, with_terminal, trace=1.0):
     def terminal_value(obs, action):
         return jnp.concatenate([obs, action], axis=1) @ device["terminal"]
 
-    compiled = jax.jit(rollout_return, static_argnums=(0, 1, 4, 5))
+    compiled = jax.jit(rollout_return, static_argnums=(0, 1, 4, 5, 6))
     value = terminal_value if with_terminal else None
-    return compiled(step_at, value, device["obs"], device["actions"], discount, trace)
+    return compiled(step_at, value, device["obs"], device["actions"], discount, trace, end_value)
 
 
 def stepping(reward, continuation):
@@ -72,13 +73,14 @@ def stepping(reward, continuation):
     return step_at
 
 
-def clock_return(reward, continuation, discount, terminal=None):
+def clock_return(reward, continuation, discount, terminal=None, trace=1.0, end_value=0.0):
     def terminal_value(obs, action):
         return jnp.zeros_like(obs[:, 0]) + (terminal or 0.0)
 
     actions = jnp.zeros((len(reward) + 1, 1, 1))
     value = None if terminal is None else terminal_value
-    return float(rollout_return(stepping(reward, continuation), value, jnp.zeros((1, 1)), actions, discount)[0])
+    step_at = stepping(reward, continuation)
+    return float(rollout_return(step_at, value, jnp.zeros((1, 1)), actions, discount, trace, end_value)[0])
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,22 @@ def test_the_step_that_ends_the_episode_still_pays(last):
     continuation[last] = 0.0
     paid = sum(0.5**t * 10**t for t in range(last + 1))
     assert clock_return([1.0, 10.0, 100.0], continuation, 0.5, terminal=1000.0) == pytest.approx(paid)
+
+
+@pytest.mark.parametrize("horizon", [0, 1, 4, 20])
+def test_an_end_is_worth_what_it_is_said_to_be(horizon):
+    parts = system(horizon)
+    expected = looped_return(parts, 0.9, True, end_value=-30.0)
+    np.testing.assert_allclose(library_return(parts, 0.9, True, end_value=-30.0), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.7, 1.0])
+def test_a_price_on_ends_is_a_pay_for_every_step_without_one(trace):
+    """J(r, Q, v) = v + J(r - (1 - gamma) v, Q - v, 0): who is paid -(1 - gamma) v a step more acts alike."""
+    reward, continuation, discount, price = [1.0, 10.0, -5.0, 2.0], [0.9, 1.0, 0.3, 0.8], 0.9, -40.0
+    priced = clock_return(reward, continuation, discount, 7.0, trace, price)
+    paid = [pay - (1 - discount) * price for pay in reward]
+    assert priced == pytest.approx(price + clock_return(paid, continuation, discount, 7.0 - price, trace), rel=1e-5)
 
 
 def test_the_terminal_value_is_weighed_by_discount_and_survival():

@@ -55,6 +55,7 @@ class ObjectiveConfig:
     risk_parameter: float = 0.5  # aversion of entropic (1 / reward), alpha of cvar
     terminations: bool = True  # does planning know that episodes end?
     caution: float = 0.0  # known ends are feared under errors of so many deviations of a change
+    end_value: float = 0.0  # what an end is worth, in units of reward: less than 0 is a price on falls
     terminal_value: bool = True  # does Q stand for everything after the horizon?
     goal: Literal["known", "learned"] = "known"  # reward and termination: known where the task tells, or all learned
 
@@ -65,6 +66,7 @@ class ObjectiveConfig:
         check(self.temperature >= 1e-6, "temperature", "be >= 1e-6", self.temperature, "float32 resolves no less")
         check(0 <= self.discount <= 1, "discount", "lie in [0, 1]", self.discount, "try 0.99")
         check(math.isfinite(self.caution) and self.caution >= 0, "caution", "be >= 0", self.caution, "try 0.1")
+        check(math.isfinite(self.end_value), "end_value", "be finite", self.end_value, "0 takes ends as the task does")
         check(_positive(self.risk_parameter), "risk_parameter", "be > 0", self.risk_parameter, "try 0.5")
         alpha_fits = self.risk != "cvar" or self.risk_parameter <= 1
         check(alpha_fits, "risk_parameter", "be <= 1 for cvar", self.risk_parameter, "1 is the mean")

@@ -81,11 +81,15 @@ class Learner:
     def targets(
         self, models: Models, key: PRNGKeyArray, batch: Transition, start: Float[Array, "R T A"]
     ) -> tuple[Float[Array, " R"], PlanResult]:
-        """y = r + gamma (1 - terminated) V(s'), V by the target planner from `start`; -inf where no sample is valid."""
+        """y = r + gamma V(s'), V by the target planner from `start`, and `end_value` after a termination.
+
+        -inf where no sample is valid.
+        """
         result = self.planner.value(models, key, batch.next_obs, start)
-        future = self._config.objective.discount * (1 - batch.terminated) * result.value
-        # Of a finished episode nothing is left, even where V is invalid and the product NaN.
-        return batch.reward + jnp.where(batch.terminated < 1, future, 0.0), result
+        objective, ended = self._config.objective, batch.terminated
+        # Of a finished episode no V is left, even where it is invalid and the product NaN.
+        alive = jnp.where(ended < 1, (1 - ended) * result.value, 0.0)
+        return batch.reward + objective.discount * (alive + ended * objective.end_value), result
 
     def surprise(self, batch: Transition) -> Float[Array, "R X"]:
         """What the ensemble is to learn of steps: how far they led from where they were known to lead."""

@@ -316,7 +316,8 @@ def make_scenarios(objective: ObjectiveConfig, config: PlannerConfig, parts: Par
         "cvar": CVaRReturn(objective.risk_parameter),
         "worst": worst_return,
     }
-    return Scenarios(config.scenarios, objective.discount, parts.risk or risks[objective.risk], config.trace)
+    risk = parts.risk or risks[objective.risk]
+    return Scenarios(config.scenarios, objective.discount, risk, config.trace, objective.end_value)
 
 
 def make_mppi(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = NOTHING_OWN) -> MPPI:

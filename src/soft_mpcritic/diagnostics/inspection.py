@@ -38,7 +38,7 @@ class Diagnostics:
 
     def __init__(self, agent: Agent, effort: Effort | None = None) -> None:
         self._effort = effort or Effort()
-        self._discount = agent.config.objective.discount
+        self._objective = agent.config.objective
         self._steps_ahead = max(agent.config.planner.horizon, 1)
         planner = agent.planner
         self._q = jit(partial(action_values, planner))
@@ -53,9 +53,13 @@ class Diagnostics:
         return Diagnosis(self._values(state.models, played, rng), self._solves(state), self._models(state, played, rng))
 
     def _values(self, models: Models, played: Sequence[Trajectory], rng: np.random.Generator) -> ValueSample:
-        counted = [counted_steps(trajectory, self._discount) for trajectory in played]
+        discount, end_value = self._objective.discount, self._objective.end_value
+        counted = [counted_steps(trajectory, discount) for trajectory in played]
         ret = np.concatenate(
-            [discounted_returns(t.reward, self._discount)[:n] for t, n in zip(played, counted, strict=True)]
+            [
+                discounted_returns(t.reward, discount, end_value if t.terminated else 0.0)[:n]
+                for t, n in zip(played, counted, strict=True)
+            ]
         )
         obs, action, soft_value = (
             np.concatenate([column[:n] for column, n in zip(columns, counted, strict=True)])

@@ -16,12 +16,12 @@ class ValueSample(NamedTuple):
 
     q: Float[AnyArray, " R"]  # least head of Q(s_t, a_t), as planning sees it
     soft_value: Float[AnyArray, " R"]  # V(s_t) of the online solve that chose a_t
-    ret: Float[AnyArray, " R"]  # sum_{k>=t} gamma^(k-t) r_k
+    ret: Float[AnyArray, " R"]  # sum_{k>=t} gamma^(k-t) r_k, and what an end is worth to the objective
 
 
-def discounted_returns(reward: Float[np.ndarray, " L"], discount: float) -> Float[np.ndarray, " L"]:
-    """G_t = r_t + gamma G_{t+1} with G_L = 0: what was paid from every step on, nothing after the last."""
-    returns, later = np.zeros(len(reward)), 0.0
+def discounted_returns(reward: Float[np.ndarray, " L"], discount: float, after: float = 0.0) -> Float[np.ndarray, " L"]:
+    """G_t = r_t + gamma G_{t+1} with G_L = `after`: what was paid from every step on."""
+    returns, later = np.zeros(len(reward)), after
     for time in reversed(range(len(reward))):
         later = float(reward[time]) + discount * later
         returns[time] = later

@@ -18,11 +18,13 @@ def rollout_return(
     actions: Float[Array, "T R A"],
     discount: float,
     trace: float = 1.0,
+    end_value: float = 0.0,
 ) -> Float[Array, " R"]:
-    """J = sum_{t<H} gamma^t c_t r_t + gamma^H c_H Q(s_H, a_H), with c_t the probability of being alive at t.
+    """J = sum_{t<H} gamma^t (c_t r_t + gamma (c_t - c_{t+1}) v) + gamma^H c_H Q(s_H, a_H).
 
-    `step_at(t, obs, action)` is the model's step at time t. The step on which an episode ends still pays its
-    reward; everything later, Q included, is weighed by c. Without a `terminal_value` the last action is not used.
+    c_t is the probability of being alive at t, v the `end_value`. `step_at(t, obs, action)` is the model's step at time
+    t. The step on which an episode ends still pays its reward, and then v; everything later, Q included, is weighed by
+    c. Without a `terminal_value` the last action is not used.
 
     With a `trace` lambda < 1 it is the TD(lambda) mean of such returns over 1 to H steps (Sutton and Barto, 2018,
     eq. 12.3), (1 - lambda) sum_{h<H} lambda^{h-1} J_h + lambda^{H-1} J_H: less hangs on the last steps, known least.
@@ -33,7 +35,8 @@ def rollout_return(
         obs, weight, total = carry
         time, action = inputs
         outcome = step_at(time, obs, action)
-        total = total + weight * outcome.reward
+        ended = discount * (1 - outcome.continuation) * end_value
+        total = total + weight * (outcome.reward + ended)
         return (outcome.next_obs, discount * weight * outcome.continuation, total), None
 
     def stop_or_advance(carry, inputs):

@@ -67,6 +67,7 @@ class Scenarios:
     discount: float
     risk: RiskMeasure = mean_return
     trace: float = 1.0  # lambda of `rollout_return`
+    end_value: float = 0.0  # v of `rollout_return`
 
     def returns(
         self,
@@ -105,7 +106,7 @@ class Scenarios:
         num_samples, problems, slots, size = actions.shape
         rows = jnp.moveaxis(actions, 2, 0).reshape(slots, num_samples * problems, size)
         obs = jnp.broadcast_to(obs[None], (num_samples, *obs.shape)).reshape(num_samples * problems, -1)
-        returns = rollout_return(step_at, terminal_value, obs, rows, self.discount, self.trace)
+        returns = rollout_return(step_at, terminal_value, obs, rows, self.discount, self.trace, self.end_value)
         return returns.reshape(num_samples, problems)
 
 
