@@ -12,7 +12,7 @@ from soft_mpcritic.cli import main
 from soft_mpcritic.comparison import EvaluatedRun, group_runs
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.files import read_table
-from soft_mpcritic.forking import fork
+from soft_mpcritic.forking import fork, fork_seeds
 from soft_mpcritic.run import execute, train
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 from tests.systems import small_config
@@ -150,12 +150,19 @@ def test_what_does_not_go_with_the_checkpoint_is_refused_before_anything_is_writ
     ("how", "told"),
     [
         ({"resume": True}, "fork_from must come without resume"),
-        ({"num_seeds": 2}, "a fork of seeds 0 to 1 needs them all, and .* holds 0: set --seed and --num-seeds"),
+        ({"num_seeds": 2}, "num_seeds must be 1 on the host"),
     ],
 )
-def test_a_fork_is_neither_resumed_at_once_nor_of_seeds_that_are_not_there(source, tmp_path, how, told):
+def test_a_fork_is_neither_resumed_at_once_nor_of_several_seeds_on_the_host(source, tmp_path, how, told):
     with pytest.raises(ConfigError, match=told):
         execute(RunFolder(tmp_path / "fork"), asked(), **how, source=source)
+    assert not (tmp_path / "fork").exists()
+
+
+def test_seeds_that_are_not_there_cannot_be_forked(source: RunFolder, tmp_path: Path):
+    told = "a fork of seeds 0 to 1 needs them all, and .* holds 0: set --seed and --num-seeds to what it holds"
+    with pytest.raises(ConfigError, match=told):
+        fork_seeds(source, RunFolder(tmp_path / "fork"), asked(), 2)
     assert not (tmp_path / "fork").exists()
 
 

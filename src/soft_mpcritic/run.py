@@ -171,6 +171,9 @@ def execute(
     With a `source`, `folder` becomes a fork of its checkpoint `fork_at`.
     """
     check_tracker(asked.config.training.tracker)
+    on_device = asked.config.training.backend == "device"
+    fits = num_seeds == 1 or on_device
+    check(fits, "num_seeds", "be 1 on the host", num_seeds, "--backend device trains several at once")
     check(source is not None or fork_at == "newest", "fork_at", "come with fork_from", fork_at, "name a run")
     if source is not None:
         check(not resume, "fork_from", "come without resume", str(source.path), "resume a fork by its own run_dir")
@@ -179,12 +182,11 @@ def execute(
         else:
             told = fork_seeds(source, folder, asked, num_seeds, fork_at)
         note, resume = " ".join([told, note]).strip(), True
-    if asked.config.training.backend == "device":
+    if on_device:
         runs = prepare_seeds(folder, asked, num_seeds, resume)
         with Console(asked.description, folder, num_seeds, note) as console:
             summary, *_ = train_on_device(folder, runs, console)
     else:
-        check(num_seeds == 1, "num_seeds", "be 1 on the host", num_seeds, "--backend device trains several at once")
         settings = prepare_run(folder, asked, resume)
         with Console(settings.description, folder, note=note) as console:
             summary = train_on_host(folder, settings, console)
