@@ -34,6 +34,8 @@ REFUSED = [
     (PlannerConfig, "scenarios", "per_batch"),
     (ObjectiveConfig, "risk", "variance"),
     (ObjectiveConfig, "risk_parameter", 0.0),
+    (ObjectiveConfig, "end_value", math.nan),
+    (ObjectiveConfig, "end_value", -math.inf),
     (ObjectiveConfig, "caution", -0.1),
     (ObjectiveConfig, "caution", math.nan),
     (ObjectiveConfig, "caution", 1e4),
