@@ -36,6 +36,7 @@ REFUSED = [
     (ObjectiveConfig, "risk_parameter", 0.0),
     (ObjectiveConfig, "end_value", math.nan),
     (ObjectiveConfig, "end_value", -math.inf),
+    (ObjectiveConfig, "end_value", 1e7),
     (ObjectiveConfig, "caution", -0.1),
     (ObjectiveConfig, "caution", math.nan),
     (ObjectiveConfig, "caution", 1e4),

@@ -66,7 +66,8 @@ class ObjectiveConfig:
         check(self.temperature >= 1e-6, "temperature", "be >= 1e-6", self.temperature, "float32 resolves no less")
         check(0 <= self.discount <= 1, "discount", "lie in [0, 1]", self.discount, "try 0.99")
         check(math.isfinite(self.caution) and self.caution >= 0, "caution", "be >= 0", self.caution, "try 0.1")
-        check(math.isfinite(self.end_value), "end_value", "be finite", self.end_value, "0 takes ends as the task does")
+        ends_fit = -1e6 <= self.end_value <= 1e6
+        check(ends_fit, "end_value", "lie in [-1e6, 1e6]", self.end_value, "0 takes ends as the task does")
         check(_positive(self.risk_parameter), "risk_parameter", "be > 0", self.risk_parameter, "try 0.5")
         alpha_fits = self.risk != "cvar" or self.risk_parameter <= 1
         check(alpha_fits, "risk_parameter", "be <= 1 for cvar", self.risk_parameter, "1 is the mean")
