@@ -15,7 +15,7 @@ import pytest
 
 from soft_mpcritic import device_training, training
 from soft_mpcritic.agent import Agent, AgentState
-from soft_mpcritic.checkpoint import Checkpoints
+from soft_mpcritic.checkpoint import Checkpoints, Which
 from soft_mpcritic.compilation import jit
 from soft_mpcritic.config import Config, ConfigError
 from soft_mpcritic.device_loop import DeviceLoop, Orders
@@ -220,11 +220,12 @@ def test_seeds_are_forked_together(pair: Path, tmp_path: Path):
     for seed in ("seed0", "seed1"):
         assert_same_run(pair / seed, target.path / seed)
         assert [origin["env_step"] for origin in RunFolder(target.path / seed).forks()] == [50]
-    for to, at, why in (
+    refused: tuple[tuple[RunFolder, Which, str], ...] = (
         (target, "newest", "already holds a run"),
         (new, "best", "fork_at must be newest or a step for several seeds, got best"),
         (new, 90, "checkpoint must be newest, best or a step that is kept"),
-    ):
+    )
+    for to, at, why in refused:
         with pytest.raises(ConfigError, match=why):
             fork_seeds(source, to, asked, 2, at)
     assert not new.path.exists()
