@@ -222,13 +222,17 @@ def test_seeds_are_forked_together(pair: Path, tmp_path: Path):
         assert [origin["env_step"] for origin in RunFolder(target.path / seed).forks()] == [50]
     refused: tuple[tuple[RunFolder, Which, str], ...] = (
         (target, "newest", "already holds a run"),
-        (new, "best", "fork_at must be newest or a step for several seeds, got best"),
-        (new, 90, "checkpoint must be newest, best or a step that is kept"),
+        (new, "best", r"fork_at must be newest or a step that all seeds of .* keep \(40, 50\), got best"),
+        (new, 90, r"fork_at must be newest or a step that all seeds of .* keep \(40, 50\), got 90"),
     )
     for to, at, why in refused:
         with pytest.raises(ConfigError, match=why):
             fork_seeds(source, to, asked, 2, at)
+    shutil.rmtree(source.path / "seed1" / "checkpoints" / "50")  # seed 0 has it still
+    with pytest.raises(ConfigError, match=r"keep \(40\), got 50: or fork one seed's folder"):
+        fork_seeds(source, new, asked, 2, 50)
     assert not new.path.exists()
+    assert "from step 40 " in fork_seeds(source, new, asked, 2)
 
 
 @pytest.mark.slow

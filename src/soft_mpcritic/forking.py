@@ -71,20 +71,14 @@ def fork_seeds(source: RunFolder, target: RunFolder, asked: RunSettings, num_see
             f"a fork of seeds {seeds[0]} to {seeds[-1]} needs them all, and {source.path} holds "
             f"{', '.join(map(str, present)) or 'none'}: set --seed and --num-seeds to what it holds."
         )
-    if at == "best":
-        raise ConfigError("fork_at must be newest or a step for several seeds, got best: each seed has its own best.")
-    kept = [set(Checkpoints(present[seed]).sound_steps()) for seed in seeds]
-    step = max(set.intersection(*kept), default=None)
-    if step is None:
-        raise ConfigError(f"the seeds of {source.path} have no checkpoint in common: fork one seed's folder at a time.")
+    common = set.intersection(*(set(Checkpoints(present[seed]).sound_steps()) for seed in seeds))
+    step = max(common, default=-1) if at == "newest" else at
+    kept = ", ".join(map(str, sorted(common))) or "there is none"
+    rule = f"be newest or a step that all seeds of {source.path} keep ({kept})"
+    check(step in common, "fork_at", rule, at, "or fork one seed's folder at a time")
     _check_new(target)
     told = [
-        fork(
-            present[seed],
-            RunFolder(target.path / f"seed{seed}"),
-            dataclasses.replace(asked, seed=seed),
-            step if at == "newest" else at,
-        )
+        fork(present[seed], RunFolder(target.path / f"seed{seed}"), dataclasses.replace(asked, seed=seed), at=step)
         for seed in seeds
     ]
     return f"{told[0]}, for all {num_seeds} seeds"
