@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ class _Pupil:
         self._optimizer = dynamics_optimizer(config)
         sizes = inputs.shape[1], targets.shape[1]
         self.newest = self.mean = EnsembleDynamics.init(jax.random.key(0), *sizes, config).members
-        self._state = self._optimizer.init(self.newest)
+        self._state = self._optimizer.init(cast(optax.Params, self.newest))
         self._learn, self._errors = jit(self._updates), jit(self._row_errors)
 
     def learn(self, key: jax.Array, known: int, updates: int) -> None:

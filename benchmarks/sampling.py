@@ -48,7 +48,7 @@ class Sampling:
         agent, state = load_state(folder, folder.read_settings())
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with self.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter[str](file, COLUMNS)
             writer.writeheader()
             for row in self._rows(agent, state):
                 writer.writerow(row)

@@ -7,6 +7,7 @@ anew and the slow critic, as the targets of training are; a plan's return is a m
 """
 
 import csv
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,14 @@ class Search:
         agent, state = load_state(folder, folder.read_settings())
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with self.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter[str](file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             for row in self._rows(agent, state):
                 writer.writerow(row)
                 file.flush()
                 print(*row.values())
 
-    def _rows(self, agent: Agent, state: AgentState) -> Iterator[dict[str, object]]:
+    def _rows(self, agent: Agent, state: AgentState) -> Iterator[dict[str, Any]]:
         drawn = state.replay.sample_rows(jax.random.key(1), self.states)
         obs = state.replay.take(drawn).next_obs
         stored = fit_horizon(state.replay.take_plans(drawn)[0], self.horizon + 1)
@@ -71,7 +72,7 @@ class Search:
         yield dict.fromkeys(COLUMNS, "") | {"visits": 0, "plan_return": float(judge(stored))}
         for proposal in PROPOSALS:
             for count in SAMPLE_COUNTS:
-                config = PlannerConfig(self.horizon, count, **({"keep_nominal": False} | proposal))
+                config = dataclasses.replace(PlannerConfig(self.horizon, count, keep_nominal=False), **proposal)
                 settings = {name: getattr(config, name) for name in COLUMNS[:5]}
                 for visits, plan, value in self._visits(agent, state, obs, stored, config):
                     yield settings | {"visits": visits, "plan_return": float(judge(plan)), "value": float(value)}

@@ -1,9 +1,12 @@
 """Systems whose soft values are known on paper, as functions on the device, and tiny configurations to learn them."""
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +42,16 @@ SMALL = {
 def small_config(**changes: object) -> Config:
     """Networks and sample counts for tests of mechanics; names with __ for the dot."""
     return override(Config(), {**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}})
+
+
+def imported(path: Path) -> Any:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
 
 
 def never(obs: jax.Array, action: jax.Array, next_obs: jax.Array) -> jax.Array:

@@ -1,5 +1,8 @@
 """What the benchmarks compute from times, and that their counts of operations are the compiler's."""
 
+import csv
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,7 @@ from soft_mpcritic.compilation import jit
 from soft_mpcritic.envs import make_task
 from soft_mpcritic.planner import Planner
 from soft_mpcritic.presets import preset
-from tests.systems import small_config
+from tests.systems import imported, small_config
 
 
 def test_timing_takes_its_percentiles_from_all_calls():
@@ -77,3 +80,15 @@ def test_speeds_in_turns_are_of_all_configurations():
     record = speeds_in_turns(make_task("InvertedDoublePendulum-v5"), configs, steps=20)
     assert set(record["steps_per_second"]) == set(configs)
     assert min(record["steps_per_second"].values()) > 0
+
+
+def test_the_device_loop_is_timed(tmp_path, monkeypatch):
+    """The script that calls the loop's own functions, and broke unnoticed when these changed."""
+    script = imported(Path(__file__).parent.parent / "benchmarks" / "device_loop.py")
+    monkeypatch.setattr(script, "preset", lambda _: small_config())
+    monkeypatch.setattr(script, "LENGTH", 2)
+    script.DeviceLoopBench("CartPoleSwingUp", tmp_path / "times.csv", seeds=(2,)).run()
+    with (tmp_path / "times.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seeds"] for row in rows] == ["2"]
+    assert all(float(row[name]) > 0 for row in rows for name in script.TIMED)

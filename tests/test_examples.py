@@ -1,13 +1,12 @@
 """Every example runs, with a budget of seconds, and draws its picture; every Python block of the guides runs."""
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.systems import small_config
+from tests.systems import imported, small_config
 
 ROOT = Path(__file__).parent.parent
 TINY: dict[str, dict[str, Any]] = {
@@ -18,14 +17,6 @@ TINY: dict[str, dict[str, Any]] = {
     "own_model": {"steps": 20, "samples": 8},
     "own_prior": {"samples": 16},
 }
-
-
-def imported(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_all_examples_are_here_and_short():
