@@ -344,12 +344,14 @@ def test_the_target_planner_acts_on_its_share_of_steps(share):
 
 @pytest.mark.parametrize(("stretch", "capacity"), [(3, 512), (300, 12)])
 def test_every_other_stretch_acts_as_deterministic_control_does(stretch, capacity):
-    """Of two environments; as control acts, by its critic, first. A stretch is half of the replay at most."""
+    """Of two environments; as control acts, by its critic and trace, first. A stretch is half of the replay at most."""
     agent, state = make(
         training__num_envs=2,
         training__target_steps=1.0,
         training__control_stretch=stretch,
         training__capacity=capacity,
+        training__explore_trace=1.0,
+        planner__trace=0.3,
         critic__control="slow",
     )
     models = dataclasses.replace(state.models, critic=jax.tree.map(lambda leaf: -3 * leaf, state.models.critic))
@@ -388,6 +390,18 @@ def test_who_acts_as_targets_suppose_strays_as_far_from_a_plan_as_the_online_pla
     acted = jit(narrow.planner.plan_as_targets)(models, key, obs, start)
     np.testing.assert_array_equal(acted.plan, jit(both.planner.value)(models, key, obs, start).plan)
     assert np.any(acted.plan != jit(narrow.planner.value)(models, key, obs, start).plan)
+
+
+@pytest.mark.parametrize(("explored", "effective"), [(0.0, 0.3), (0.2, 0.3), (0.8, 0.8), (1.0, 1.0)])
+@pytest.mark.parametrize("as_control", [True, False])
+def test_exploring_plans_have_a_trace_of_their_own(explored, effective, as_control):
+    agent, state = make(planner__trace=0.3, training__explore_trace=explored)
+    alike, _ = make(planner__trace=0.3 if as_control else effective)
+    obs, start, key = jnp.array([[0.4]]), jnp.full((1, agent.config.planner.horizon + 1, 1), 0.3), jax.random.key(1)
+    found = jit(agent.planner.plan)(state.models, key, obs, start, as_control)
+    np.testing.assert_allclose(found.plan, jit(alike.planner.plan)(state.models, key, obs, start).plan, atol=1e-5)
+    controlled = jit(agent.planner.control)(state.models, key, obs, start).action
+    assert np.allclose(found.plan[:, 0], controlled, atol=1e-5) == (as_control or effective == 0.3)
 
 
 @pytest.mark.parametrize("asked", ["newest", "slow", "mean"])

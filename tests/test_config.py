@@ -92,6 +92,8 @@ REFUSED = [
     (TrainingConfig, "observe_change", 1),
     (TrainingConfig, "updates_per_step", 0),
     (TrainingConfig, "pretrain_updates", -1),
+    (TrainingConfig, "explore_trace", -0.1),
+    (TrainingConfig, "explore_trace", 1.1),
     (TrainingConfig, "target_steps", -0.1),
     (TrainingConfig, "control_stretch", -1),
     (TrainingConfig, "target_steps", 1.5),

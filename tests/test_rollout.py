@@ -57,9 +57,9 @@ def library_return(parts, discount, with_terminal, trace=1.0, end_value=0.0):
     def terminal_value(obs, action):
         return jnp.concatenate([obs, action], axis=1) @ device["terminal"]
 
-    compiled = jax.jit(rollout_return, static_argnums=(0, 1, 4, 5, 6))
     value = terminal_value if with_terminal else None
-    return compiled(step_at, value, device["obs"], device["actions"], discount, trace, end_value)
+    compiled = jax.jit(lambda obs, actions: rollout_return(step_at, value, obs, actions, discount, trace, end_value))
+    return compiled(device["obs"], device["actions"])
 
 
 def stepping(reward, continuation):
@@ -174,6 +174,14 @@ def test_a_trace_changes_nothing_where_there_is_one_return_only():
         parts = system(horizon)
         plain, traced = (library_return(parts, 0.9, with_terminal, trace) for trace in (1.0, 0.5))
         np.testing.assert_array_equal(plain, traced)
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("horizon", [0, 1, 4])
+def test_a_trace_may_be_data_of_a_compiled_function(horizon, trace):
+    parts = system(horizon)
+    found = jax.jit(lambda trace: library_return(parts, 0.9, True, trace))(trace)
+    np.testing.assert_allclose(found, library_return(parts, 0.9, True, trace), rtol=1e-5, atol=1e-5)
 
 
 def test_a_consistent_value_hides_the_trace():

@@ -6,7 +6,7 @@ settings; `AgentState` is the pytree of all that changes.
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import jax
@@ -159,13 +159,11 @@ class Agent:
         On a share of steps, `training.target_steps`, the target planner chooses, from where that plan has led. A sharp
         online search hardly strays from its plan, while targets suppose that the agent does: what they imagine is then
         tried in the world. In every other stretch of `training.control_stretch` steps the agent does nothing but what
-        deterministic control does, with the critic that control asks: where that leads is learned, too.
+        deterministic control does, with the critic and the trace of control: where that leads is learned, too.
         """
         training, models, as_control = self.config.training, state.models, self._acts_as_control(state)
-        critic = jax.tree.map(partial(jnp.where, as_control), self.planner.control_critic(models), models.critic)
-        asked = dataclasses.replace(models, critic=critic)
         key, plan_key = jax.random.split(state.key)
-        result = self.planner.plan(asked, plan_key, state.pending.obs, state.pending.plan)
+        result = self.planner.plan(models, plan_key, state.pending.obs, state.pending.plan, as_control)
         action = jnp.where(as_control, _first_action(result, "mean"), _first_action(result, explore))
         if training.target_steps > 0:
             tried_key, choice_key = jax.random.split(jax.random.fold_in(plan_key, 2))  # 0 and 1: the plan's own

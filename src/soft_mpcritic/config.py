@@ -179,6 +179,7 @@ class TrainingConfig:
     num_envs: int = 1  # E
     vectorization: Literal["sync", "async"] = "sync"
     explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
+    explore_trace: float = 0.0  # lambda of plans that explore is this or `planner.trace`, whichever is more
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
     control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     action_repeat: int = 1  # steps of the environment under one action: together they are one step of all that counts
@@ -208,6 +209,8 @@ class TrainingConfig:
         check(repeats, "action_repeat", "lie in [1, 1000]", self.action_repeat, "1 decides at every step")
         holds = math.isfinite(self.seed_hold) and self.seed_hold >= 1
         check(holds, "seed_hold", "be >= 1 steps", self.seed_hold, "1 draws anew at every step")
+        traces = 0 <= self.explore_trace <= 1
+        check(traces, "explore_trace", "lie in [0, 1]", self.explore_trace, "0 explores by the trace of control")
         check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")
         check(self.control_stretch >= 0, "control_stretch", "be >= 0 steps", self.control_stretch, "0 means never")
         check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")

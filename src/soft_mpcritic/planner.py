@@ -2,13 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from soft_mpcritic.config import Config, ObjectiveConfig, PlannerConfig
 from soft_mpcritic.critic import SoftQ
@@ -32,7 +32,7 @@ from soft_mpcritic.planning import (
     shift,
     worst_return,
 )
-from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome, Transition
+from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome, Trace, Transition
 
 CONTROL_CRITICS = {"newest": "critic", "slow": "target_critic", "mean": "mean_critic"}  # fields of Models
 FEARED = 16  # errors over which a cautious termination is averaged
@@ -99,10 +99,21 @@ class Planner:
         return LearnedGoal.init(key, self._feature_size, self.task.action_size, self.config.dynamics)
 
     def plan(
-        self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
+        self,
+        models: Models,
+        key: PRNGKeyArray,
+        obs: Float[Array, "B S"],
+        start: Float[Array, "B T A"],
+        as_control: Bool[Array, ""] | bool = False,
     ) -> PlanResult:
-        """The online solve at `obs` from `start`, with the critic as it is now: what training acts by."""
-        return self._solve(self.config.planner, models, models.critic, key, obs, start)
+        """The online solve at `obs` from `start` that training acts by: to explore, or `as_control` plans.
+
+        To explore is to ask the critic as it is now, and to trace plans at least as far as `training.explore_trace`.
+        """
+        critic = jax.tree.map(partial(jnp.where, as_control), self.control_critic(models), models.critic)
+        trace, explored = self.config.planner.trace, self.config.training.explore_trace
+        further = jnp.where(as_control, trace, explored) if explored > trace else trace
+        return self._solve(self.config.planner, models, critic, key, obs, start, further)
 
     def plan_as_targets(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
@@ -170,17 +181,29 @@ class Planner:
         key: PRNGKeyArray,
         obs: Float[Array, "B S"],
         start: Float[Array, "B T A"],
+        trace: Trace | None = None,
     ) -> PlanResult:
         sample_key, scenario_key = jax.random.split(key)
-        returns_fn = self.returns_fn(config, models, critic, scenario_key, obs)
+        returns_fn = self.returns_fn(config, models, critic, scenario_key, obs, trace)
         start = start if config.warm_start else jnp.zeros_like(start)
         return self.mppi(config).solve(sample_key, start, returns_fn)
 
     def returns_fn(
-        self, config: PlannerConfig, models: Models, critic: SoftQ, key: PRNGKeyArray, obs: Float[Array, "B S"]
+        self,
+        config: PlannerConfig,
+        models: Models,
+        critic: SoftQ,
+        key: PRNGKeyArray,
+        obs: Float[Array, "B S"],
+        trace: Trace | None = None,
     ) -> ReturnsFn:
-        """What action sequences from `obs` are worth to the models and `critic`; `key` draws the members."""
+        """What action sequences from `obs` are worth to the models and `critic`; `key` draws the members.
+
+        A `trace` takes the place of the planner's own.
+        """
         scenarios = make_scenarios(self.config.objective, config, self.parts)
+        if trace is not None:
+            scenarios = dataclasses.replace(scenarios, trace=trace)
 
         def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
             return critic.least(self.valued(models, obs), jnp.clip(action, -1, 1))

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 AnyArray = Array | np.ndarray  # on the device or on the host
+Trace = float | Float[Array, ""]  # lambda of a return
 
 
 class Transition(NamedTuple):

@@ -75,6 +75,7 @@ WITHIN: dict[str, st.SearchStrategy[Any]] = {  # what a tiny run can afford; the
     "training.num_envs": st.integers(1, 5),
     "training.seed_steps": st.integers(0, 60),
     "training.target_steps": st.floats(0, 1),
+    "training.explore_trace": st.floats(0, 1),
     "training.control_stretch": st.integers(0, 6),
 }
 OPEN = {  # settings that a compiled loop can be handed as data, and their bounds

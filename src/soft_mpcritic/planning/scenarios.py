@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from soft_mpcritic.math import log_mean_exp
 from soft_mpcritic.planning.rollout import rollout_return
-from soft_mpcritic.types import RiskMeasure, StepFn, TerminalValue
+from soft_mpcritic.types import RiskMeasure, StepFn, TerminalValue, Trace
 
 ScenarioMode = Literal["per_step", "per_sample", "all_members"]
 
@@ -66,7 +66,7 @@ class Scenarios:
     mode: ScenarioMode
     discount: float
     risk: RiskMeasure = mean_return
-    trace: float = 1.0  # lambda of `rollout_return`
+    trace: Trace = 1.0  # lambda of `rollout_return`
     end_value: float = 0.0  # v of `rollout_return`
 
     def returns(
