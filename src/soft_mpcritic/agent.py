@@ -169,18 +169,18 @@ class Agent:
             tried_key, choice_key = jax.random.split(jax.random.fold_in(plan_key, 2))  # 0 and 1: the plan's own
             tried = self.planner.plan_as_targets(models, tried_key, state.pending.obs, result.plan)
             chosen = jax.random.bernoulli(choice_key, training.target_steps, (action.shape[0], 1))
-            action = jnp.where(chosen & ~as_control, _first_action(tried, explore), action)
+            action = jnp.where(chosen & jnp.logical_not(as_control), _first_action(tried, explore), action)
         pending = dataclasses.replace(state.pending, action=action, plan=result.plan)
         return dataclasses.replace(state, pending=pending, key=key), result
 
-    def _acts_as_control(self, state: AgentState) -> Bool[Array, ""]:
+    def _acts_as_control(self, state: AgentState) -> Bool[Array, ""] | bool:
         """Is this one of the stretches in which the agent only controls?
 
         Counted in steps that the replay holds; a stretch is half of it at most, so that it holds both kinds.
         """
         training = self.config.training
         if training.control_stretch == 0:
-            return jnp.array(False)
+            return False
         steps = min(training.control_stretch * training.num_envs, max(training.capacity // 2, 1))
         return state.replay.position // steps % 2 == 0
 

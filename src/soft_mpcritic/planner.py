@@ -2,8 +2,8 @@
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -36,6 +36,8 @@ from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome,
 
 CONTROL_CRITICS = {"newest": "critic", "slow": "target_critic", "mean": "mean_critic"}  # fields of Models
 FEARED = 16  # errors over which a cautious termination is averaged
+
+Tree = TypeVar("Tree")
 
 
 class Models(eqx.Module):
@@ -110,10 +112,10 @@ class Planner:
 
         To explore is to ask the critic as it is now, and to trace plans at least as far as `training.explore_trace`.
         """
-        critic = jax.tree.map(partial(jnp.where, as_control), self.control_critic(models), models.critic)
-        trace, explored = self.config.planner.trace, self.config.training.explore_trace
-        further = jnp.where(as_control, trace, explored) if explored > trace else trace
-        return self._solve(self.config.planner, models, critic, key, obs, start, further)
+        trace, further = self.config.planner.trace, self.config.training.explore_trace
+        critic = _choose(as_control, self.control_critic(models), models.critic)
+        trace = _choose(as_control, trace, further) if further > trace else trace
+        return self._solve(self.config.planner, models, critic, key, obs, start, trace)
 
     def plan_as_targets(
         self, models: Models, key: PRNGKeyArray, obs: Float[Array, "B S"], start: Float[Array, "B T A"]
@@ -329,6 +331,13 @@ class Planner:
     @property
     def _feature_size(self) -> int:
         return len(self._visible) + 2 * len(self._angles) + len(self._changes)
+
+
+def _choose(condition: Bool[Array, ""] | bool, chosen: Tree, otherwise: Tree) -> Tree:
+    """One of two pytrees; with a plain `bool` the other one costs nothing in a compiled function."""
+    if isinstance(condition, bool):
+        return chosen if condition else otherwise
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)
 
 
 def make_scenarios(objective: ObjectiveConfig, config: PlannerConfig, parts: Parts = NOTHING_OWN) -> Scenarios:
