@@ -54,7 +54,7 @@ def played(controller) -> np.ndarray:
 def test_a_controller_chains_warm_started_solves(run_dir):
     folder = RunFolder(run_dir)
     agent, state = load_state(folder, folder.read_settings())
-    solve, key = jit(agent.planner.plan), jax.random.key(3)
+    solve, key = jit(agent.planner.plan_to_control), jax.random.key(3)
     controller = Controller.load(run_dir, seed=3)
     start = np.zeros((1, 5, 3), np.float32)
     for n, obs in enumerate(OBSERVATIONS):

@@ -43,7 +43,8 @@ def test_the_value_of_a_trajectory_is_that_of_the_solve_that_acted():
     trajectories = Evaluator(agent).play(models, 2)
     key = jax.random.split(jax.random.split(jax.random.key(EVALUATION_SEED))[1], 1000)[0]
     obs = np.stack([t.obs[0] for t in trajectories])
-    result = jit(agent.planner.plan)(models, key, obs, np.zeros((2, agent.config.planner.horizon + 1, 1), np.float32))
+    start = np.zeros((2, agent.config.planner.horizon + 1, 1), np.float32)
+    result = jit(agent.planner.plan_to_control)(models, key, obs, start)
     np.testing.assert_allclose([t.soft_value[0] for t in trajectories], result.value, rtol=1e-5)
     np.testing.assert_allclose([t.action[0] for t in trajectories], result.plan[:, 0], atol=1e-6)
 

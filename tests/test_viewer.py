@@ -79,7 +79,7 @@ def test_a_solve_laid_open_is_the_runs_own(untrained):
     key = jax.random.fold_in(jax.random.key(3), 7)
     config = dataclasses.replace(agent.config.planner, iterations=1)  # several are chained here and there alike
     once = dataclasses.replace(agent, config=dataclasses.replace(agent.config, planner=config))
-    wanted = jit(once.planner.plan)(state.models, key, OBS[None], start[None])
+    wanted = jit(once.planner.plan_to_control)(state.models, key, OBS[None], start[None])
     solved = Foresight(once, state.models, Setting(8, 4), seed=3).solve(
         7, OBS, start, once.config.objective.temperature
     )
@@ -87,9 +87,8 @@ def test_a_solve_laid_open_is_the_runs_own(untrained):
     np.testing.assert_allclose(solved.value, wanted.value[0], rtol=1e-5)
     twice = foresight.solve(7, OBS, start, agent.config.objective.temperature)
     assert agent.config.planner.iterations == 2
-    np.testing.assert_allclose(
-        twice.plan, jit(agent.planner.plan)(state.models, key, OBS[None], start[None]).plan[0], atol=1e-5
-    )
+    wanted = jit(agent.planner.plan_to_control)(state.models, key, OBS[None], start[None])
+    np.testing.assert_allclose(twice.plan, wanted.plan[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("guided", [False, True])

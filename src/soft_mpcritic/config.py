@@ -246,14 +246,14 @@ class Config:
     """All settings of a run."""
 
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(iterations=2))
+    planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(iterations=2, trace=0.7))
     target_planner: PlannerConfig = field(default_factory=lambda: PlannerConfig(num_samples=16))
     # Half of the sections' width wants twice their step sizes.
     dynamics: DynamicsConfig = field(
         default_factory=lambda: DynamicsConfig(width=128, layer_norm=True, learning_rate=2e-3, average_step=0.01)
     )
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(width=128, learning_rate=6e-4, control="mean"))
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(wrap_angles=True))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(wrap_angles=True, explore_trace=1.0))
     parts: PartsConfig = field(default_factory=PartsConfig)
 
     def __post_init__(self) -> None:
