@@ -121,7 +121,7 @@ def constant_goal(reward: float, termination: jax.Array, features: int) -> Learn
 @pytest.mark.parametrize("terminations", [True, False])
 def test_learned_continuation_weighs_later_rewards_and_q(terminations):
     """Reward 2 and termination 0.25 everywhere: J = sum_t (gamma c)^t 2 + (gamma c)^H Q(s_H, a_H), with c = 0.75."""
-    config = learned_config(objective__discount=0.9, objective__terminations=terminations)
+    config = learned_config(objective__discount=0.9, objective__terminations=terminations, planner__trace=1.0)
     planner = Agent(SYSTEM.task, config).planner
     models = jit(planner.init_models)(jax.random.key(0))
     obs = jnp.array([[0.3], [-0.6]])
