@@ -108,7 +108,7 @@ class Planner:
         start: Float[Array, "B T A"],
         as_control: Bool[Array, ""] | bool = False,
     ) -> PlanResult:
-        """The online solve at `obs` from `start` that training acts by: to explore, or, with `as_control`, as control does.
+        """The online solve at `obs` from `start` that training acts by: to explore, or as control does if `as_control`.
 
         To explore is to ask the critic as it is now, and to trace plans at least as far as `training.explore_trace`.
         """
