@@ -80,7 +80,7 @@ class Foresight:
         start: Float[Array, "1 T A"],
         temperature: Float[Array, ""],
     ) -> tuple[Array, ...]:
-        """`Planner.plan`, and what it saw on the way.
+        """`Planner.plan_to_control`, and what it saw on the way.
 
         To divide all returns by x is to multiply the temperature by x, and to divide the value by x: so the temperature
         is an argument here, though the planner has it as a constant.
