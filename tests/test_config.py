@@ -55,7 +55,6 @@ REFUSED = [
     (PlannerConfig, "step_size", 1.1),
     (PlannerConfig, "step_size", math.nan),
     (PlannerConfig, "widths", 0),
-    (PlannerConfig, "tail_samples", -1),
     (PlannerConfig, "widths", 17),
     (DynamicsConfig, "members", 0),
     (DynamicsConfig, "width", 0),

@@ -71,19 +71,6 @@ def test_a_plan_for_a_linear_system_is_that_of_a_soft_lqr(horizon, with_value, o
     assert np.all(np.asarray(result.stats.effective_samples) > 200)
 
 
-@pytest.mark.parametrize("horizon", [0, 3])
-def test_a_last_action_that_q_chooses_is_that_of_lqr_where_the_plan_leads(horizon, optimized):
-    """With a plan of zeros as the only sample, nothing but the choice moves it."""
-    p = soft_riccati(A, B, C, R, np.eye(1), 0.0, 1.0, 2000)
-    gain = np.linalg.solve(R + B.T @ p @ B, B.T @ p @ A)
-    tries = 4000
-    planner = PlannerConfig(horizon=horizon, num_samples=1, iterations=1, tail_samples=tries)
-    result = plan(linear(quadratic(p)), OBS, planner, ObjectiveConfig(discount=1.0))
-    led = OBS @ np.linalg.matrix_power(A.T, horizon)
-    np.testing.assert_array_equal(result.plan[:, :-1], 0)
-    np.testing.assert_allclose(result.plan[:, -1, 0], -(led @ gain.T)[:, 0], atol=10 * LIMIT / tries)
-
-
 def test_a_warm_started_controller_is_as_good_as_lqr(optimized):
     """At a low temperature the plan is LQR's own; the controller keeps it from tick to tick."""
     r = 1.0

@@ -112,53 +112,6 @@ def test_each_planner_has_a_trace_of_its_own(traced):
         assert apart.max() < 1e-5 if name == traced else apart.min() > 1e-4
 
 
-def plan_ends(planner: Planner, models: Models, plan: jax.Array) -> jax.Array:
-    """Where a single member says that a plan leads."""
-    member, obs = jax.tree.map(lambda leaf: leaf[0], models.dynamics.members), jnp.asarray(OBS)
-    for time in range(plan.shape[1] - 1):
-        obs = planner.model_step(models, member, obs, plan[:, time]).next_obs
-    return obs
-
-
-@pytest.mark.parametrize("solver", ["planner", "target_planner"])
-@pytest.mark.parametrize("horizon", [0, 3])
-def test_a_search_starts_from_the_last_action_that_q_likes_best_where_the_plan_leads(solver, horizon):
-    """Of many that are tried, about the best in the box; all other actions are those of the plan."""
-    changes = {f"{solver}__horizon": horizon, f"{solver}__tail_samples": 1000}
-    planner, models = make(going_up_and_left, dynamics__members=1, **changes)
-    config, plan = getattr(planner.config, solver), jnp.full((2, horizon + 1, 1), 0.3)
-    start = jit(planner.start_from, static_argnums=0)(
-        config, models, models.critic, jax.random.key(0), jnp.asarray(OBS), plan
-    )
-
-    np.testing.assert_array_equal(start[:, :-1], plan[:, :-1])
-    features = planner.valued(models, plan_ends(planner, models, plan))
-    box = jnp.linspace(-1, 1, 401)
-    values = jnp.stack([models.critic.least(features, jnp.full((2, 1), tail)) for tail in box])
-    np.testing.assert_allclose(models.critic.least(features, start[:, -1]), values.max(0), atol=1e-2 * np.ptp(values))
-    assert np.all(models.critic.least(features, start[:, -1]) > models.critic.least(features, plan[:, -1]))
-
-
-def test_a_last_action_that_is_best_already_stays_and_so_does_any_where_q_says_nothing():
-    planner, models = make(going_up_and_left, dynamics__members=1, planner__tail_samples=1000)
-    start_from, key = jit(planner.start_from, static_argnums=0), jax.random.key(0)
-    config, obs = planner.config.planner, jnp.asarray(OBS)
-    chosen = start_from(config, models, models.critic, key, obs, jnp.full((2, config.horizon + 1, 1), 0.3))
-    np.testing.assert_array_equal(start_from(config, models, models.critic, key, obs, chosen), chosen)
-
-    silent = jax.tree.map(lambda leaf: leaf * jnp.nan, models.critic)
-    plan = jnp.full((2, config.horizon + 1, 1), 0.3)
-    np.testing.assert_array_equal(start_from(config, models, silent, key, obs, plan), plan)
-
-
-@pytest.mark.parametrize("changes", [{}, {"planner__tail_samples": 8, "objective__terminal_value": False}])
-def test_where_q_has_no_say_a_search_starts_from_the_plan(changes):
-    planner, models = make(going_up_and_left, **changes)
-    config = planner.config.planner
-    plan = jnp.full((2, config.horizon + 1, 1), 0.3)
-    assert planner.start_from(config, models, models.critic, jax.random.key(0), jnp.asarray(OBS), plan) is plan
-
-
 def half_likely(obs, action, next_obs):
     return jnp.full(obs.shape[0], 0.5)
 

@@ -17,7 +17,6 @@ LARGEST = {  # of single settings; beyond, a machine computes for hours or numbe
     "caution": 1e3,
     "horizon": 1000,
     "num_samples": 10**6,
-    "tail_samples": 10**6,
     "iterations": 100,
     "members": 256,
     "width": 2**14,
@@ -90,7 +89,6 @@ class PlannerConfig:
     guided: bool = False  # do they stand a step up the return's gradient?
     step_size: float = 1.0  # how far does a plan move towards the mean of its samples?
     warm_start: bool = True  # start from the plan of the step before, or anew from zeros?
-    tail_samples: int = 0  # random actions, of which Q may choose one as the plan's last before the search
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,7 +102,6 @@ class PlannerConfig:
         fits = 0.01 <= self.width <= 100
         check(fits, "width", "lie in [0.01, 100]", self.width, "1 is the prior's own, 0.5 half of its deviation")
         check(1 <= self.widths <= 16, "widths", "lie in [1, 16]", self.widths, "1 is a single Gaussian")
-        check(self.tail_samples >= 0, "tail_samples", "be >= 0", self.tail_samples, "0 keeps the plan's last action")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from soft_mpcritic.envs.tasks import never
 from soft_mpcritic.exported import ControlLoop, Plants, compiled_solve
 from soft_mpcritic.parts import NOTHING_OWN, Parts, check_traceable
 from soft_mpcritic.planner import make_mppi, make_scenarios
-from soft_mpcritic.planning import choose_tail, fit_horizon, from_box
+from soft_mpcritic.planning import fit_horizon, from_box
 from soft_mpcritic.types import PlanResult, Reward, StepOutcome, TerminalValue, Termination
 
 LONG_SIGHT = PlannerConfig(horizon=20, num_samples=256, iterations=4, widths=2, scenarios="all_members")
@@ -106,9 +106,6 @@ class ModelPlanner:
             return scenarios.returns(scenario_key, model.step, model.members, end, obs, actions)
 
         start = start if self.planner.warm_start else jnp.zeros_like(start)
-        if self.planner.tail_samples > 0 and end is not None:
-            tail_key = jax.random.fold_in(key, 3)  # 0 and 1 are what `split` makes of a key
-            start = choose_tail(tail_key, self.planner.tail_samples, model.step, model.members, end, obs, start)
         return make_mppi(self.objective, self.planner, self.parts).solve(sample_key, start, returns_fn)
 
     def controller(self, plants: int = 1, deadline: float | None = None, seed: int = 0) -> ControlLoop:

@@ -79,7 +79,7 @@ class Footprint:
         members = config.dynamics.members if planner.scenarios == "all_members" else 1
         activations = 3 * members * max(config.dynamics.width, config.critic.width)
         actions = 6 * (planner.horizon + 1) * self.task.action_size
-        return 4 * max(planner.num_samples, planner.tail_samples) * problems * (activations + actions)
+        return 4 * planner.num_samples * problems * (activations + actions)
 
 
 def largest(fits: Callable[[int], bool], below: int) -> int:

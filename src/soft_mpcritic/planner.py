@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import equinox as eqx
@@ -26,14 +26,13 @@ from soft_mpcritic.planning import (
     GaussianPrior,
     Scenarios,
     UniformPrior,
-    choose_tail,
     fit_horizon,
     from_box,
     mean_return,
     shift,
     worst_return,
 )
-from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome, TerminalValue, Trace, Transition
+from soft_mpcritic.types import PlanResult, ReturnsFn, RiskMeasure, StepOutcome, Trace, Transition
 
 CONTROL_CRITICS = {"newest": "critic", "slow": "target_critic", "mean": "mean_critic"}  # fields of Models
 FEARED = 16  # errors over which a cautious termination is averaged
@@ -157,7 +156,6 @@ class Planner:
         """A step that the models make of one sample of a target solve, a drawn number of steps ahead: 1 to H."""
         mppi, horizon = self.mppi(self.config.target_planner), start.shape[1] - 1
         sample_key, member_key, depth_key = jax.random.split(key, 3)
-        start = self.start_from(self.config.target_planner, models, models.target_critic, key, obs, start)
         actions = mppi.prior.propose(mppi.sampler(sample_key, (1, *start.shape)), start, mppi.width)[0]
         drawn = jax.random.randint(member_key, (start.shape[1],), 0, self.config.dynamics.members)
         depth = jax.random.randint(depth_key, (), min(1, horizon), horizon + 1)
@@ -189,26 +187,8 @@ class Planner:
     ) -> PlanResult:
         sample_key, scenario_key = jax.random.split(key)
         returns_fn = self.returns_fn(config, models, critic, scenario_key, obs, trace)
-        start = self.start_from(config, models, critic, key, obs, start)
-        return self.mppi(config).solve(sample_key, start, returns_fn)
-
-    def start_from(
-        self,
-        config: PlannerConfig,
-        models: Models,
-        critic: SoftQ,
-        key: PRNGKeyArray,
-        obs: Float[Array, "B S"],
-        start: Float[Array, "B T A"],
-    ) -> Float[Array, "B T A"]:
-        """The plan that a solve with `key` searches around: `start`, or zeros if cold; Q may choose its last action."""
         start = start if config.warm_start else jnp.zeros_like(start)
-        value_after = self._value_after(models, critic)
-        if config.tail_samples == 0 or value_after is None:
-            return start
-        tail_key = jax.random.fold_in(key, 3)  # 0 and 1 are the solve's own, 2 imagined steps'
-        step, members = partial(self.model_step, models), models.dynamics.members
-        return choose_tail(tail_key, config.tail_samples, step, members, value_after, obs, start)
+        return self.mppi(config).solve(sample_key, start, returns_fn)
 
     def returns_fn(
         self,
@@ -227,20 +207,18 @@ class Planner:
         if trace is not None:
             scenarios = dataclasses.replace(scenarios, trace=trace)
 
-        value_after, step = self._value_after(models, critic), partial(self.model_step, models)
+        def terminal_value(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
+            return critic.least(self.valued(models, obs), jnp.clip(action, -1, 1))
+
+        def step(member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> StepOutcome:
+            return self.model_step(models, member, obs, action)
+
+        value_after = terminal_value if self.config.objective.terminal_value else None
 
         def returns(actions: Float[Array, "K B T A"]) -> Float[Array, "K B"]:
             return scenarios.returns(key, step, models.dynamics.members, value_after, obs, actions)
 
         return returns
-
-    def _value_after(self, models: Models, critic: SoftQ) -> TerminalValue | None:
-        """What Q says of an observation and an action, which is clipped here; None where Q has no say."""
-
-        def least(obs: Float[Array, "R S"], action: Float[Array, "R A"]) -> Float[Array, " R"]:
-            return critic.least(self.valued(models, obs), jnp.clip(action, -1, 1))
-
-        return least if self.config.objective.terminal_value else None
 
     def model_step(
         self, models: Models, member: MLP, obs: Float[Array, "R S"], action: Float[Array, "R A"]

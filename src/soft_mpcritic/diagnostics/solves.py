@@ -49,8 +49,7 @@ def compare_solves(
     config = planner.config.target_planner
     returns_fn = planner.returns_fn(config, models, models.target_critic, scenario_key, obs)
     thorough = PlannerConfig(config.horizon, num_samples=reference_samples, sampler="iid", keep_nominal=False)
-    plans = (start, jnp.zeros_like(start))
-    starts = jnp.stack([planner.start_from(config, models, models.target_critic, key, obs, plan) for plan in plans])
+    starts = jnp.stack([start, jnp.zeros_like(start)])
     patient = partial(solve_again, planner.mppi(config), returns_fn, PATIENCE, sample_key)
     solved = jax.vmap(patient)(starts)
     kept, scratch = (jax.tree.map(lambda leaf, lane=lane: leaf[lane], solved) for lane in (0, 1))

@@ -4,7 +4,6 @@ from soft_mpcritic.planning.mppi import MPPI, fit_horizon, from_box, shift
 from soft_mpcritic.planning.priors import GaussianPrior, UniformPrior
 from soft_mpcritic.planning.samplers import SAMPLERS, antithetic, iid, sobol
 from soft_mpcritic.planning.scenarios import CVaRReturn, EntropicReturn, Scenarios, mean_return, worst_return
-from soft_mpcritic.planning.tails import choose_tail
 
 __all__ = [
     "MPPI",
@@ -15,7 +14,6 @@ __all__ = [
     "Scenarios",
     "UniformPrior",
     "antithetic",
-    "choose_tail",
     "fit_horizon",
     "from_box",
     "iid",

@@ -86,9 +86,8 @@ class Foresight:
         is an argument here, though the planner has it as a constant.
         """
         config, mppi = self._planner.config.planner, self._planner.mppi(self._planner.config.planner)
-        critic, solve_key = self._planner.control_critic(models), jax.random.fold_in(jax.random.key(seed), number)
-        sample_key, scenario_key = jax.random.split(solve_key)
-        returns_fn = self._planner.returns_fn(config, models, critic, scenario_key, obs)
+        sample_key, scenario_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
+        returns_fn = self._planner.returns_fn(config, models, self._planner.control_critic(models), scenario_key, obs)
         warmth = temperature / mppi.temperature
         seen: list[tuple[Array, Array]] = []
 
@@ -96,7 +95,7 @@ class Foresight:
             seen.append((actions, returns_fn(actions)))
             return seen[-1][1] / warmth
 
-        plan = self._planner.start_from(config, models, critic, solve_key, obs, start)
+        plan = start if config.warm_start else jnp.zeros_like(start)
         keys = jax.random.split(sample_key, mppi.iterations)
         result = mppi.plan_once(keys[0], plan, watched)
         for key in keys[1:]:
