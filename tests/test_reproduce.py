@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import jaxtyping
 import pytest
@@ -25,10 +26,11 @@ from soft_mpcritic.plotting import plot_groups
 from soft_mpcritic.presets import preset
 from soft_mpcritic.reproduce import command, outputs, runner
 from soft_mpcritic.reproduce.runner import BaselineRun, OurRun
-from soft_mpcritic.reproduce.studies import CASES
+from soft_mpcritic.reproduce.studies import BasePreset, CaseName, make_case
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 
-IDP = CASES["idp"]
+CASES, BASES = get_args(CaseName), get_args(BasePreset)
+IDP, HOPPER = (make_case(name, "paper") for name in CASES)
 IDP_CELLS = [cell.name for cell in IDP.cells]
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
@@ -125,10 +127,10 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("preset_name", ["paper", "default"])
+@pytest.mark.parametrize("preset_name", BASES)
 @pytest.mark.parametrize("quick", [True, False])
 def test_cells_differ_from_the_base_by_what_they_say_and_from_each_other(name, preset_name, quick):
-    case = CASES[name]
+    case = make_case(name, preset_name)
     base, *others = case.cells
     assert base.settings == {} and base.baseline is None
     base_config = case.config(base, preset_name, quick)
@@ -141,8 +143,9 @@ def test_cells_differ_from_the_base_by_what_they_say_and_from_each_other(name, p
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_figure_shows_the_base_among_others_under_labels_of_their_own(name):
-    case = CASES[name]
+@pytest.mark.parametrize("preset_name", BASES)
+def test_every_figure_shows_the_base_among_others_under_labels_of_their_own(name, preset_name):
+    case = make_case(name, preset_name)
     assert set(case.cells[0].figures) == set(case.figures)
     for figure in case.figures:
         labels = [cell.figures[figure] for cell in case.cells if figure in cell.figures]
@@ -151,12 +154,21 @@ def test_every_figure_shows_the_base_among_others_under_labels_of_their_own(name
 
 @pytest.mark.parametrize("name", CASES)
 def test_over_the_paper_preset_the_base_is_the_paper_setting(name):
-    assert CASES[name].config(CASES[name].cells[0], "paper", quick=False) == preset("paper")
+    case = make_case(name, "paper")
+    assert case.config(case.cells[0], "paper", quick=False) == preset("paper")
 
 
 def test_the_uniform_prior_over_the_paper_preset_is_the_preset_of_that_name():
-    (uniform,) = [cell for cell in CASES["hopper"].cells if cell.name == "uniform"]
-    assert CASES["hopper"].config(uniform, "paper", quick=False) == preset("paper-uniform")
+    (uniform,) = [cell for cell in HOPPER.cells if cell.name == "uniform"]
+    assert HOPPER.config(uniform, "paper", quick=False) == preset("paper-uniform")
+
+
+@pytest.mark.parametrize("preset_name", BASES)
+def test_priors_are_told_by_their_names(preset_name):
+    case = make_case("hopper", preset_name)
+    ours = [cell for cell in case.cells if "priors" in cell.figures and cell.baseline is None]
+    told = {case.config(cell, preset_name, quick=False).objective.prior: cell.figures["priors"] for cell in ours}
+    assert told == {"gaussian": "Gaussian prior", "uniform": "uniform prior"}
 
 
 # ------------------------------------------------------------------- from grid to table
@@ -359,7 +371,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, capsys):
 
 
 def test_the_command_of_a_run_trains_what_was_asked(tmp_path):
-    case, cell = CASES["hopper"], CASES["hopper"].cells[1]
+    case, cell = HOPPER, HOPPER.cells[1]
     asked = RunSettings(case.env_id, "paper", 3, 70, case.config(cell, "paper", quick=True))
     run = OurRun(cell.name, 3, 70, RunFolder(tmp_path / "run"), tmp_path / "log", asked)
     parsed = parse(run.arguments())
@@ -372,7 +384,7 @@ def test_the_command_of_a_run_trains_what_was_asked(tmp_path):
 def baseline_run(request, tmp_path) -> BaselineRun:
     """The grid's own, so that what the grid asks for is what its command says."""
     asked = command.ReproduceArgs("hopper", total_steps=140, quick=request.param)
-    (run,) = [run for run in asked._grid(CASES["hopper"], tmp_path) if (run.cell, run.seed) == ("ddpg", 0)]
+    (run,) = [run for run in asked._grid(HOPPER, tmp_path) if (run.cell, run.seed) == ("ddpg", 0)]
     assert isinstance(run, BaselineRun)
     return run
 
@@ -403,7 +415,7 @@ def test_a_baseline_that_was_not_finished_starts_over_and_another_is_refused(bas
 def test_baselines_that_are_not_installed_are_left_out_with_one_line(out, capsys, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert reproduce(out, "--seeds", 1, case="hopper") == 0
-    ours = [cell.name for cell in CASES["hopper"].cells if cell.baseline is None]
+    ours = [cell.name for cell in HOPPER.cells if cell.baseline is None]
     assert calls(out) == [f"{cell} 0" for cell in ours]
     lines = [line for line in capsys.readouterr().err.splitlines() if "sbx-rl" in line]
     assert len(lines) == 1 and "soft-mpcritic[baselines]" in lines[0] and lines[0].endswith("sac, ddpg")

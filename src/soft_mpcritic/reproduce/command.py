@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -19,7 +19,7 @@ from soft_mpcritic.reproduce.outputs import (
     write_table,
 )
 from soft_mpcritic.reproduce.runner import BaselineRun, GridRun, OurRun, run_all, say, sole_use
-from soft_mpcritic.reproduce.studies import CASES, QUICK_STEPS, Case, CaseName, Cell
+from soft_mpcritic.reproduce.studies import QUICK_STEPS, BasePreset, Case, CaseName, Cell, make_case
 from soft_mpcritic.run_folder import RunFolder, RunSettings
 
 SEEDS = 5
@@ -39,7 +39,7 @@ class ReproduceArgs:
     case: tyro.conf.Positional[CaseName]
     """The double pendulum: how target solves start, with how many iterations and samples. Or the hopper: Q, ensemble,
     where planning is used, priors and model-free algorithms."""
-    preset: Literal["paper", "default"] = "paper"
+    preset: BasePreset = "paper"
     """The settings that every cell departs from."""
     seeds: int | None = None
     """Runs of every cell, seeds 0, 1, ..; 5 by default, 1 if quick."""
@@ -56,7 +56,7 @@ class ReproduceArgs:
 
     def run(self) -> None:
         """Brings the grid to its end and says where the results are. Raises `FailedRunsError` after that."""
-        case, out = CASES[self.case], self.out or Path("runs") / self._default_name
+        case, out = make_case(self.case, self.preset), self.out or Path("runs") / self._default_name
         grid = self._grid(case, out)
         wanted = self._wanted(case)
         for run in grid:

@@ -9,6 +9,7 @@ from soft_mpcritic.config import Config, override
 from soft_mpcritic.presets import preset
 
 CaseName = Literal["idp", "hopper"]
+BasePreset = Literal["paper", "default", "locomotion"]
 
 
 @dataclass(frozen=True)
@@ -71,39 +72,48 @@ DOUBLE_PENDULUM = Case(
     ),
 )
 
-# What each part is good for. Without Q, returns end at the horizon, which is twice as long for it; the critic goes on
-# learning, so that the runs do the same work elsewhere, but nothing asks it.
-HOPPER = Case(
-    env_id="Hopper-v5",
-    threshold=1_000.0,  # what it is paid for merely staying upright for an episode
-    settings={"dynamics.members": 4, "planner.horizon": 4, "target_planner.horizon": 4},
-    cells=(
-        Cell("base", {"ablations": "full", "planning-roles": "control and targets", "priors": "Gaussian prior"}),
-        Cell(
-            "no-q",
-            {"ablations": "without Q, H = 8"},
-            {"objective.terminal_value": False, "planner.horizon": 8, "target_planner.horizon": 8},
-        ),
-        Cell("single", {"ablations": "single model"}, SINGLE),
-        Cell("control-only", {"planning-roles": "control only"}, {"target_planner.horizon": 0}),
-        Cell("targets-only", {"planning-roles": "targets only"}, {"planner.horizon": 0}),
-        Cell(
-            "uniform",
-            {"priors": "uniform prior"},
-            {  # over the preset paper, this is paper-uniform
-                "objective.prior": "uniform",
-                "objective.variance": 0.05,
-                "objective.temperature": 0.15,
-                "planner.num_samples": 600,
-                "target_planner.num_samples": 60,
-            },
-        ),
-        Cell("sac", {"priors": "SAC"}, baseline="sac"),
-        Cell("ddpg", {"priors": "DDPG"}, baseline="ddpg"),
-    ),
-)
+GAUSSIAN = {"objective.prior": "gaussian"}
+UNIFORM = {  # over the preset paper, this is paper-uniform
+    "objective.prior": "uniform",
+    "objective.variance": 0.05,
+    "objective.temperature": 0.15,
+    "planner.num_samples": 600,
+    "target_planner.num_samples": 60,
+}
 
-CASES: dict[CaseName, Case] = {"idp": DOUBLE_PENDULUM, "hopper": HOPPER}
+
+def _hopper(uniform: bool) -> Case:
+    """What each part is good for, by a base whose prior is `uniform` or not.
+
+    Without Q, returns end at the horizon, which is twice as long for it; the critic goes on learning, so that the runs
+    do the same work elsewhere, but nothing asks it.
+    """
+    prior, other = ("uniform prior", "Gaussian prior") if uniform else ("Gaussian prior", "uniform prior")
+    return Case(
+        env_id="Hopper-v5",
+        threshold=1_000.0,  # what it is paid for merely staying upright for an episode
+        settings={"dynamics.members": 4, "planner.horizon": 4, "target_planner.horizon": 4},
+        cells=(
+            Cell("base", {"ablations": "full", "planning-roles": "control and targets", "priors": prior}),
+            Cell(
+                "no-q",
+                {"ablations": "without Q, H = 8"},
+                {"objective.terminal_value": False, "planner.horizon": 8, "target_planner.horizon": 8},
+            ),
+            Cell("single", {"ablations": "single model"}, SINGLE),
+            Cell("control-only", {"planning-roles": "control only"}, {"target_planner.horizon": 0}),
+            Cell("targets-only", {"planning-roles": "targets only"}, {"planner.horizon": 0}),
+            Cell("gaussian", {"priors": other}, GAUSSIAN) if uniform else Cell("uniform", {"priors": other}, UNIFORM),
+            Cell("sac", {"priors": "SAC"}, baseline="sac"),
+            Cell("ddpg", {"priors": "DDPG"}, baseline="ddpg"),
+        ),
+    )
+
+
+def make_case(name: CaseName, preset_name: BasePreset) -> Case:
+    """The grid of that name over a preset."""
+    return DOUBLE_PENDULUM if name == "idp" else _hopper(preset(preset_name).objective.prior == "uniform")
+
 
 QUICK_STEPS = 150
 QUICK = {
