@@ -436,11 +436,11 @@ def test_the_mean_critic_is_over_the_last_tenth_of_all_updates(updates):
         np.testing.assert_allclose(leaf, 1 - forgotten, atol=1e-5)
 
 
-def test_the_mean_critic_is_over_ten_thousand_updates_at_most():
+def test_the_mean_critic_is_over_a_thousand_updates_at_most():
     agent, state = make(critic__control="mean")
     zeros, ones = (jax.tree.map(lambda leaf, x=x: jnp.full_like(leaf, x), state.models.critic) for x in (0, 1))
     moved = agent.learner._mean_critic(zeros, ones.networks, jnp.array(10**6))
-    np.testing.assert_allclose(jax.tree.leaves(moved)[0], 1e-4, rtol=1e-5)
+    np.testing.assert_allclose(jax.tree.leaves(moved)[0], 1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("asked", CONTROL_CRITICS)

@@ -26,7 +26,7 @@ from soft_mpcritic.types import PlanResult, Transition
 
 Networks = TypeVar("Networks", bound=eqx.Module)
 
-LONGEST_MEAN = 10_000  # updates over which the mean critic goes: more, and steps are lost in float32
+LONGEST_MEAN = 1000  # updates over which the mean critic goes
 
 
 class Optimizers(NamedTuple):
