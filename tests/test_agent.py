@@ -331,6 +331,28 @@ def test_random_actions_are_held_for_as_long_as_asked_on_average_and_stay_unifor
         assert abs(np.mean(action**2) - 1 / 3) < 4 * np.sqrt(4 / 45 / envs)
 
 
+def test_exploring_actions_are_off_by_a_push_that_lasts():
+    """Off by at most `push`, by the same in a share 1 - 1 / `push_hold` of the next steps; never in control."""
+    envs, hold = 400, 4.0
+    settings = {"training__num_envs": envs, "training__push": 0.3, "training__push_hold": hold}
+    agent, state = make(**settings, training__capacity=10 * envs)
+    state, _ = jit(agent.begin)(state, jnp.linspace(-1, 1, envs)[:, None])
+    act = jit(agent.act, static_argnums=1)
+    for _ in range(40):  # until all but (1 - 1 / hold)^40 of them are pushed
+        state, _ = act(state, "mean")
+    before = np.asarray(state.pending.push)
+    state, result = act(state, "mean")
+    push, action = np.asarray(state.pending.push), np.asarray(state.pending.action)
+    np.testing.assert_allclose(action, np.clip(result.plan[:, 0] + 0.3 * push, -1, 1), atol=1e-6)
+    assert abs(np.mean(push**2) - 1 / 3) < 4 * np.sqrt(4 / 45 / envs)
+    assert abs(np.mean(push != before) - 1 / hold) <= 4 * np.sqrt(1 / hold * (1 - 1 / hold) / envs)
+
+    controls, state = make(**settings, training__capacity=10 * envs, training__control_stretch=3)
+    state, _ = jit(controls.begin)(state, jnp.linspace(-1, 1, envs)[:, None])
+    state, result = jit(controls.act, static_argnums=1)(state, "sample")
+    np.testing.assert_array_equal(state.pending.action, result.plan[:, 0])
+
+
 @pytest.mark.parametrize("share", [0.25, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_the_target_planner_acts_on_its_share_of_steps(share):
     envs = 400

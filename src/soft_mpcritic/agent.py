@@ -56,6 +56,7 @@ class Agent:
                 obs=jnp.zeros((envs, task.obs_size)),
                 action=jnp.zeros((envs, task.action_size)),
                 plan=jnp.zeros((envs, slots, task.action_size)),
+                push=jnp.zeros((envs, task.action_size)) if config.training.push > 0 else None,
             ),
             key=key,
             updates=jnp.zeros((), jnp.int32),
@@ -158,8 +159,9 @@ class Agent:
 
         On a share of steps, `training.target_steps`, the target planner chooses, from where that plan has led. A sharp
         online search hardly strays from its plan, while targets suppose that the agent does: what they imagine is then
-        tried in the world. In every other stretch of `training.control_stretch` steps the agent does nothing but what
-        deterministic control does, with the critic and the trace of control: where that leads is learned, too.
+        tried in the world. With `training.push`, actions are off by a push that lasts, so that the plant is also seen
+        where no plan leads it. In every other stretch of `training.control_stretch` steps the agent does nothing but
+        what deterministic control does, with the critic and the trace of control: where that leads is learned, too.
         """
         training, models, as_control = self.config.training, state.models, self._acts_as_control(state)
         key, plan_key = jax.random.split(state.key)
@@ -170,7 +172,11 @@ class Agent:
             tried = self.planner.plan_as_targets(models, tried_key, state.pending.obs, result.plan)
             chosen = jax.random.bernoulli(choice_key, training.target_steps, (action.shape[0], 1))
             action = jnp.where(chosen & jnp.logical_not(as_control), _first_action(tried, explore), action)
-        pending = dataclasses.replace(state.pending, action=action, plan=result.plan)
+        push = state.pending.push
+        if push is not None:
+            push = _drawn_or_held(jax.random.fold_in(plan_key, 3), push, training.push_hold)
+            action = jnp.where(as_control, action, jnp.clip(action + training.push * push, -1, 1))
+        pending = dataclasses.replace(state.pending, action=action, plan=result.plan, push=push)
         return dataclasses.replace(state, pending=pending, key=key), result
 
     def _acts_as_control(self, state: AgentState) -> Bool[Array, ""] | bool:
@@ -191,11 +197,7 @@ class Agent:
         that need a run-up are found by chance.
         """
         key, action_key = jax.random.split(state.key)
-        held = state.pending.action
-        action = jax.random.uniform(action_key, held.shape, minval=-1, maxval=1)
-        if hold > 1:
-            renewed = jax.random.bernoulli(jax.random.fold_in(action_key, 1), 1 / hold, (held.shape[0], 1))
-            action = jnp.where(renewed, action, held)
+        action = _drawn_or_held(action_key, state.pending.action, hold)
         pending = dataclasses.replace(state.pending, action=action, plan=jnp.zeros_like(state.pending.plan))
         return dataclasses.replace(state, pending=pending, key=key)
 
@@ -215,6 +217,15 @@ class Agent:
     @cached_property
     def learner(self) -> Learner:
         return Learner(self.planner)
+
+
+def _drawn_or_held(key: PRNGKeyArray, held: Float[Array, "E A"], hold: float) -> Float[Array, "E A"]:
+    """Uniform in the box, each row anew with probability 1 / `hold`, or as before."""
+    drawn = jax.random.uniform(key, held.shape, minval=-1, maxval=1)
+    if hold == 1:
+        return drawn
+    renewed = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 / hold, (held.shape[0], 1))
+    return jnp.where(renewed, drawn, held)
 
 
 def _first_action(result: PlanResult, explore: Explore) -> Float[Array, "B A"]:

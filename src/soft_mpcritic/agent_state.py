@@ -20,6 +20,7 @@ class Pending(eqx.Module):
     obs: Float[Array, "E S"]
     action: Float[Array, "E A"]
     plan: Float[Array, "E T A"]  # made at `obs`; between steps: the start of the next solve
+    push: Float[Array, "E A"] | None  # which exploring steps are under, in [-1, 1]; None where nobody pushes
 
 
 class Health(eqx.Module):

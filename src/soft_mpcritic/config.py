@@ -181,6 +181,8 @@ class TrainingConfig:
     explore: Literal["sample", "mean"] = "sample"  # act by sampling the soft policy, or by the plan's mean
     explore_trace: float = 0.0  # lambda of plans that explore is this or `planner.trace`, whichever is more
     target_steps: float = 0.0  # share of steps that act by the target planner, as targets suppose
+    push: float = 0.0  # exploring actions are off by at most this in the box, by the same for a while; 0: by nothing
+    push_hold: float = 50.0  # steps for which they are, on average
     control_stretch: int = 0  # every other stretch of so many steps acts as deterministic control does; 0: none does
     action_repeat: int = 1  # steps of the environment under one action: together they are one step of all that counts
     observe_change: bool = False  # do observations also hold how they have changed in the last step?
@@ -212,6 +214,15 @@ class TrainingConfig:
         traces = 0 <= self.explore_trace <= 1
         check(traces, "explore_trace", "lie in [0, 1]", self.explore_trace, "0 explores by the trace of control")
         check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")
+        check(
+            0 <= self.push <= 2,
+            "push",
+            "lie in [0, 2]",
+            self.push,
+            "try 0.3; 2 is from one end of the box to the other",
+        )
+        holds = math.isfinite(self.push_hold) and self.push_hold >= 1
+        check(holds, "push_hold", "be >= 1 steps", self.push_hold, "try 50")
         check(self.control_stretch >= 0, "control_stretch", "be >= 0 steps", self.control_stretch, "0 means never")
         check(self.pretrain_updates >= 0, "pretrain_updates", "be >= 0", self.pretrain_updates, "use 0 for none")
         for name in ("updates_per_step", "capacity", "num_envs", "log_every", "evaluate_every", "evaluation_episodes"):

@@ -77,6 +77,7 @@ WITHIN: dict[str, st.SearchStrategy[Any]] = {  # what a tiny run can afford; the
     "training.target_steps": st.floats(0, 1),
     "training.explore_trace": st.floats(0, 1),
     "training.control_stretch": st.integers(0, 6),
+    "training.push": st.sampled_from([0.0, 0.3]),
 }
 OPEN = {  # settings that a compiled loop can be handed as data, and their bounds
     "objective.temperature": (1e-6, 1e6),
