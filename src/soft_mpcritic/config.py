@@ -214,13 +214,7 @@ class TrainingConfig:
         traces = 0 <= self.explore_trace <= 1
         check(traces, "explore_trace", "lie in [0, 1]", self.explore_trace, "0 explores by the trace of control")
         check(0 <= self.target_steps <= 1, "target_steps", "lie in [0, 1]", self.target_steps, "try 0.5")
-        check(
-            0 <= self.push <= 2,
-            "push",
-            "lie in [0, 2]",
-            self.push,
-            "try 0.3; 2 is from one end of the box to the other",
-        )
+        check(0 <= self.push <= 2, "push", "lie in [0, 2]", self.push, "try 0.3")
         holds = math.isfinite(self.push_hold) and self.push_hold >= 1
         check(holds, "push_hold", "be >= 1 steps", self.push_hold, "try 50")
         check(self.control_stretch >= 0, "control_stretch", "be >= 0 steps", self.control_stretch, "0 means never")
