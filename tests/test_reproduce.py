@@ -171,6 +171,21 @@ def test_priors_are_told_by_their_names(preset_name):
     assert told == {"gaussian": "Gaussian prior", "uniform": "uniform prior"}
 
 
+def test_settings_laid_over_reach_every_cell_and_change_nothing_else():
+    case = make_case("hopper", "locomotion")
+    asked = case.laid_over({"planner.trace": 1.0, "objective.end_value": -100})
+    for cell in case.cells:
+        was = case.config(cell, "locomotion", quick=False)
+        told = asked.config(cell, "locomotion", quick=False)
+        assert told == override(was, {"planner.trace": 1.0, "objective.end_value": -100}) != was
+
+
+@pytest.mark.parametrize("name", ["planner.horizon", "dynamics.members", "objective.prior", "objective.terminal_value"])
+def test_what_a_grid_compares_is_not_laid_over(name):
+    with pytest.raises(ConfigError, match=rf"set must leave alone what the grid compares, got {name}: "):
+        HOPPER.laid_over({name: 3, "planner.trace": 1.0})
+
+
 # ------------------------------------------------------------------- from grid to table
 
 
@@ -231,6 +246,15 @@ def test_what_is_finished_is_left_alone(out):
     assert reproduce(out, "--seeds", 2, "--only", "cold", steps=300) == 0
     assert calls(out) == ["cold 0", "cold 1"]
     assert RunFolder(out / "runs" / "cold" / "seed1").read_settings().total_steps == 300
+
+
+def test_settings_that_are_laid_over_reach_the_runs_and_the_same_call_goes_on(out):
+    told = ("--set", "planner.trace=0.5", "--set", "objective.goal=learned", "--only", "cold", "--seeds")
+    assert reproduce(out, *told, 1) == 0
+    config = RunFolder(out / "runs" / "cold" / "seed0").read_settings().config
+    assert config.planner.trace == 0.5 and config.objective.goal == "learned"
+    assert reproduce(out, *told, 2) == 0
+    assert calls(out) == ["cold 0", "cold 1"]
 
 
 def test_only_some_cells_leave_the_others_in_the_tables(out):
@@ -311,6 +335,11 @@ def test_speeds_are_of_one_sitting(out):
         (["--workers", "0"], "workers must be >= 1, got 0"),
         (["--only", "warm", "cold"], "only must be among base, single, "),
         (["--only", "warm", "cold"], "got warm"),
+        (["--set", "planner.trace=0.5"], "cannot become"),
+        (["--set", "planner.trace"], "set must be NAME=VALUE, got 'planner.trace'"),
+        (["--set", "planner.pace=1"], "setting must exist, got 'planner.pace'"),
+        (["--set", "planner.trace=2"], "trace must lie in [0, 1], got 2"),
+        (["--set", "target_planner.iterations=2"], "set must leave alone what the grid compares"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

@@ -21,6 +21,7 @@ from soft_mpcritic.reproduce.outputs import (
 from soft_mpcritic.reproduce.runner import BaselineRun, GridRun, OurRun, run_all, say, sole_use
 from soft_mpcritic.reproduce.studies import QUICK_STEPS, BasePreset, Case, CaseName, Cell, make_case
 from soft_mpcritic.run_folder import RunFolder, RunSettings
+from soft_mpcritic.steering import parse_changes
 
 SEEDS = 5
 QUICK_SEEDS = 1
@@ -41,6 +42,8 @@ class ReproduceArgs:
     where planning is used, priors and model-free algorithms."""
     preset: BasePreset = "paper"
     """The settings that every cell departs from."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Lay another setting over the preset's in all cells: planner.trace=1, say."""
     seeds: int | None = None
     """Runs of every cell, seeds 0, 1, ..; 5 by default, 1 if quick."""
     total_steps: int | None = None
@@ -56,7 +59,8 @@ class ReproduceArgs:
 
     def run(self) -> None:
         """Brings the grid to its end and says where the results are. Raises `FailedRunsError` after that."""
-        case, out = make_case(self.case, self.preset), self.out or Path("runs") / self._default_name
+        case = make_case(self.case, self.preset).laid_over(parse_changes(self.set))
+        out = self.out or Path("runs") / self._default_name
         grid = self._grid(case, out)
         wanted = self._wanted(case)
         for run in grid:

@@ -1,11 +1,11 @@
 """What the paper's case studies compare: every grid as a table of cells."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from soft_mpcritic.baselines import Algorithm
-from soft_mpcritic.config import Config, override
+from soft_mpcritic.config import Config, check, override
 from soft_mpcritic.presets import preset
 
 CaseName = Literal["idp", "hopper"]
@@ -30,6 +30,13 @@ class Case:
     threshold: float  # a return: the table tells when runs reach it for good
     settings: Mapping[str, Any]  # of every cell, so that the base is the same whatever the preset
     cells: tuple[Cell, ...]
+
+    def laid_over(self, asked: Mapping[str, Any]) -> "Case":
+        """The grid with these settings in every cell; raises `ConfigError` for one that the grid itself decides."""
+        own = {*self.settings, *(name for cell in self.cells for name in cell.settings)}
+        taken = ", ".join(sorted(own & set(asked)))
+        check(not taken, "set", "leave alone what the grid compares", taken, "train single runs for it")
+        return replace(self, settings={**self.settings, **asked})
 
     def config(self, cell: Cell, preset_name: str, quick: bool) -> Config:
         """All settings of a cell's runs; `quick` has tiny networks and short intervals."""
