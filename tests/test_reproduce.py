@@ -178,6 +178,8 @@ def test_settings_laid_over_reach_every_cell_and_change_nothing_else():
         was = case.config(cell, "locomotion", quick=False)
         told = asked.config(cell, "locomotion", quick=False)
         assert told == override(was, {"planner.trace": 1.0, "objective.end_value": -100}) != was
+    often = case.laid_over({"training.evaluate_every": 25})
+    assert often.config(case.cells[0], "locomotion", quick=True).training.evaluate_every == 25
 
 
 @pytest.mark.parametrize("name", ["planner.horizon", "dynamics.members", "objective.prior", "objective.terminal_value"])

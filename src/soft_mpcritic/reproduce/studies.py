@@ -40,7 +40,7 @@ class Case:
 
     def config(self, cell: Cell, preset_name: str, quick: bool) -> Config:
         """All settings of a cell's runs; `quick` has tiny networks and short intervals."""
-        return override(preset(preset_name), {**self.settings, **cell.settings, **(QUICK if quick else {})})
+        return override(preset(preset_name), {**(QUICK if quick else {}), **self.settings, **cell.settings})
 
     @property
     def figures(self) -> tuple[str, ...]:
