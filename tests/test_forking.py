@@ -78,6 +78,23 @@ def test_a_fork_is_resumed_and_forked_as_any_run(source: RunFolder, tmp_path: Pa
     assert len(second.forks()) == 2
 
 
+def test_a_fork_may_begin_to_push_and_cease_to(source: RunFolder, tmp_path: Path):
+    pushed = small_config(training__checkpoint_every=50, training__push=1.0, training__push_hold=1.0)
+    begun, same, ceased = (RunFolder(tmp_path / name) for name in ("begun", "same", "ceased"))
+    execute(begun, asked(pushed, 60), source=source)
+    execute(same, asked(EVERY_50, 60), source=source)
+    fork(begun, ceased, asked(EVERY_50, 70))
+    assert execute(ceased, asked(EVERY_50, 70), resume=True)["env_step"] == 70
+    arrays, others = final_arrays(begun.path), final_arrays(same.path)
+    assert arrays.keys() - others.keys() == {".pending.push"}
+    assert np.any(arrays[".pending.push"] != 0)
+    rows, unpushed = arrays[".replay.records"], others[".replay.records"]
+    np.testing.assert_array_equal(rows[:51], unpushed[:51])  # chosen before the fork
+    [changed] = np.nonzero(rows[51] != unpushed[51])
+    assert min(changed) == 9  # the same observation of nine numbers, and another action
+    assert ".pending.push" not in final_arrays(ceased.path)
+
+
 def test_a_fork_goes_on_from_any_checkpoint_that_is_kept(source: RunFolder, tmp_path: Path):
     """Rows after it are of another future."""
     longer, target = RunFolder(tmp_path / "longer"), RunFolder(tmp_path / "fork")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float
 
 from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.checkpoint import Checkpoints, Which
@@ -95,11 +96,19 @@ def _learned(
     check(
         total > step, "total_steps", f"be > {step}, what {source.path} has behind it", total, "say where it shall end"
     )
+    fresh = jit(agent.init)(jax.random.key(asked.seed))
+    had_push, _ = changed.get("training.push", (asked.config.training.push, None))
     try:
-        return checkpoints.load(jit(agent.init)(jax.random.key(asked.seed)), step)
+        learned, progress = checkpoints.load(fresh if had_push else _with_push(fresh, None), step)
     except ConfigError as error:
         told = f" Changed are {', '.join(changed)}; sizes of networks and plans cannot." if changed else ""
         raise ConfigError(f"{error}{told}") from error
+    # Exploring that has been under no push begins a fork without one, and draws one within some `push_hold` steps.
+    return (learned if had_push else _with_push(learned, fresh.pending.push)), progress
+
+
+def _with_push(state: AgentState, push: Float[Array, "E A"] | None) -> AgentState:
+    return dataclasses.replace(state, pending=dataclasses.replace(state.pending, push=push))
 
 
 def _check_new(target: RunFolder) -> None:
