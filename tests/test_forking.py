@@ -80,7 +80,7 @@ def test_a_fork_is_resumed_and_forked_as_any_run(source: RunFolder, tmp_path: Pa
 
 def test_a_fork_may_begin_to_push_and_cease_to(source: RunFolder, tmp_path: Path):
     pushed = small_config(training__checkpoint_every=50, training__push=1.0, training__push_hold=1.0)
-    begun, same, ceased = (RunFolder(tmp_path / name) for name in ("begun", "same", "ceased"))
+    begun, same, ceased, goes_on = (RunFolder(tmp_path / name) for name in ("begun", "same", "ceased", "goes_on"))
     execute(begun, asked(pushed, 60), source=source)
     execute(same, asked(EVERY_50, 60), source=source)
     fork(begun, ceased, asked(EVERY_50, 70))
@@ -93,6 +93,8 @@ def test_a_fork_may_begin_to_push_and_cease_to(source: RunFolder, tmp_path: Path
     [changed] = np.nonzero(rows[51] != unpushed[51])
     assert min(changed) == 9  # the same observation of nine numbers, and another action
     assert ".pending.push" not in final_arrays(ceased.path)
+    fork(begun, goes_on, asked(pushed, 70))
+    np.testing.assert_array_equal(final_arrays(goes_on.path)[".pending.push"], arrays[".pending.push"])
 
 
 def test_a_fork_goes_on_from_any_checkpoint_that_is_kept(source: RunFolder, tmp_path: Path):
