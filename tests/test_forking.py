@@ -97,6 +97,25 @@ def test_a_fork_may_begin_to_push_and_cease_to(source: RunFolder, tmp_path: Path
     np.testing.assert_array_equal(final_arrays(goes_on.path)[".pending.push"], arrays[".pending.push"])
 
 
+def test_a_fork_may_plan_further_or_less_far(source: RunFolder, tmp_path: Path):
+    further = small_config(training__checkpoint_every=50, planner__horizon=6, target_planner__horizon=5)
+    shorter = small_config(training__checkpoint_every=50, planner__horizon=1, target_planner__horizon=2)
+    longer, short = RunFolder(tmp_path / "longer"), RunFolder(tmp_path / "short")
+    fork(source, longer, asked(further, 60))
+    fork(source, short, asked(shorter, 60))
+    before, after, cut = (final_arrays(folder.path) for folder in (source, longer, short))
+    plans, stamps = before[".replay.plans"][:, :-1], before[".replay.plans"][:, -1]
+    horizon = plans.shape[1] - 1  # of the target planner, as the pendulum has one action
+    np.testing.assert_array_equal(after[".replay.plans"][:, : horizon + 1], plans)
+    assert not np.any(after[".replay.plans"][:, horizon + 1 : -1])
+    np.testing.assert_array_equal(cut[".replay.plans"][:, :-1], plans[:, :3])
+    np.testing.assert_array_equal(after[".replay.plans"][:, -1], stamps)
+    np.testing.assert_array_equal(cut[".replay.plans"][:, -1], stamps)
+    np.testing.assert_array_equal(cut[".pending.plan"], before[".pending.plan"][:, :2])
+    for folder, settings in ((longer, further), (short, shorter)):
+        assert execute(folder, asked(settings, 60), resume=True)["env_step"] == 60
+
+
 def test_a_fork_goes_on_from_any_checkpoint_that_is_kept(source: RunFolder, tmp_path: Path):
     """Rows after it are of another future."""
     longer, target = RunFolder(tmp_path / "longer"), RunFolder(tmp_path / "fork")
@@ -150,9 +169,8 @@ def refusals() -> dict[str, tuple[RunSettings, str]]:
         "a larger replay": (asked(small_config(training__capacity=1024)), "training.capacity must stay 512"),
         "other sizes": (
             asked(small_config(critic__width=16)),
-            "Changed are .*critic.width.*sizes of networks and plans",
+            "Changed are .*critic.width.*sizes of networks",
         ),
-        "longer plans": (asked(small_config(planner__horizon=6, target_planner__horizon=6)), "planner.horizon"),
     }
 
 

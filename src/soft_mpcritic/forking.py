@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
 
 from soft_mpcritic.agent_state import AgentState
 from soft_mpcritic.checkpoint import Checkpoints, Which
 from soft_mpcritic.compilation import jit
-from soft_mpcritic.config import ConfigError, check
+from soft_mpcritic.config import Config, ConfigError, check
 from soft_mpcritic.files import why
+from soft_mpcritic.planning import fit_horizon
 from soft_mpcritic.run_folder import RunFolder, RunSettings, changes
 from soft_mpcritic.seeds import seed_folders
 from soft_mpcritic.training import check_memory, make_agent
@@ -36,14 +37,14 @@ def fork(source: RunFolder, target: RunFolder, asked: RunSettings, at: Which = "
 
     The source stays as it is; the fork is resumed as any run. Whatever was learned, kept and counted is taken over,
     and optimisers with it, so that settings may change that do not shape these: variance, temperature, discount, step
-    sizes, batches, numbers of samples, how control plans.
+    sizes, batches, numbers of samples, how control plans. Plans are cut or filled up to other horizons.
     Raises `ConfigError`, before anything is written, where settings do not go with the checkpoint.
     """
     stored = source.read_settings()
     changed = changes(stored, asked)
     _check_bound(stored, asked, changed)
     _check_new(target)
-    state, progress = _learned(source, asked, changed, at)
+    state, progress = _learned(source, stored, asked, at)
     step = progress["env_step"]
     with target.held():
         try:
@@ -86,7 +87,7 @@ def fork_seeds(source: RunFolder, target: RunFolder, asked: RunSettings, num_see
 
 
 def _learned(
-    source: RunFolder, asked: RunSettings, changed: Mapping[str, Sequence[Any]], at: Which
+    source: RunFolder, stored: RunSettings, asked: RunSettings, at: Which
 ) -> tuple[AgentState, dict[str, Any]]:
     """The checkpoint `at` of `source` as a run as `asked` reads it."""
     agent = make_agent(asked)
@@ -97,18 +98,28 @@ def _learned(
         total > step, "total_steps", f"be > {step}, what {source.path} has behind it", total, "say where it shall end"
     )
     fresh = jit(agent.init)(jax.random.key(asked.seed))
-    had_push, _ = changed.get("training.push", (asked.config.training.push, None))
     try:
-        learned, progress = checkpoints.load(fresh if had_push else _with_push(fresh, None), step)
+        learned, progress = checkpoints.load(_fitted(fresh, stored.config), step)
     except ConfigError as error:
-        told = f" Changed are {', '.join(changed)}; sizes of networks and plans cannot." if changed else ""
+        changed = changes(stored, asked)
+        told = f" Changed are {', '.join(changed)}; sizes of networks cannot." if changed else ""
         raise ConfigError(f"{error}{told}") from error
-    # Exploring that has been under no push begins a fork without one, and draws one within some `push_hold` steps.
-    return (learned if had_push else _with_push(learned, fresh.pending.push)), progress
+    return _fitted(learned, asked.config), progress
 
 
-def _with_push(state: AgentState, push: Float[Array, "E A"] | None) -> AgentState:
-    return dataclasses.replace(state, pending=dataclasses.replace(state.pending, push=push))
+def _fitted(state: AgentState, config: Config) -> AgentState:
+    """The state with plans as long as `config` has them, and with a push where it has one.
+
+    Plans that were shorter end in zeros, as shifted ones do. Exploring that was under no push begins with one of zero,
+    and draws another within some `push_hold` steps.
+    """
+    pending, pushed = state.pending, config.training.push > 0
+    push = jnp.zeros_like(pending.action) if pending.push is None else pending.push
+    pending = dataclasses.replace(
+        pending, plan=fit_horizon(pending.plan, config.planner.horizon + 1), push=push if pushed else None
+    )
+    replay = state.replay.fit_horizon(config.target_planner.horizon + 1)
+    return dataclasses.replace(state, pending=pending, replay=replay)
 
 
 def _check_new(target: RunFolder) -> None:

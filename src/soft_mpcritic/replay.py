@@ -85,6 +85,14 @@ class Replay(eqx.Module):
         plans = self.plans[rows]
         return plans[:, :-1].reshape(rows.shape[0], -1, self.action_size), plans[:, -1]
 
+    def fit_horizon(self, slots: int) -> "Replay":
+        """With plans cut, or filled up with zeros, to another number of action slots."""
+        width = slots * self.action_size
+        actions, stamps = self.plans[:, :-1], self.plans[:, -1:]
+        missing = max(width - actions.shape[1], 0)
+        actions = jnp.pad(actions, ((0, 0), (0, missing)))[:, :width]
+        return dataclasses.replace(self, plans=jnp.concatenate([actions, stamps], axis=-1))
+
     def write_plans(self, rows: Int[Array, " R"], plans: Float[Array, "R T A"], now: Int[Array, ""]) -> "Replay":
         """Keeps plans, refined after `now` updates, as the starts of the next visits."""
         return dataclasses.replace(self, plans=_set_rows(self.plans, rows, _stamped(plans, now)))
