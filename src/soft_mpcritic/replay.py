@@ -87,11 +87,12 @@ class Replay(eqx.Module):
 
     def fit_horizon(self, slots: int) -> "Replay":
         """With plans cut, or filled up with zeros, to another number of action slots."""
-        width = slots * self.action_size
-        actions, stamps = self.plans[:, :-1], self.plans[:, -1:]
-        missing = max(width - actions.shape[1], 0)
-        actions = jnp.pad(actions, ((0, 0), (0, missing)))[:, :width]
-        return dataclasses.replace(self, plans=jnp.concatenate([actions, stamps], axis=-1))
+        before, width = self.plans.shape[1] - 1, slots * self.action_size
+        if width == before:
+            return self  # the buffer may fill the memory: no copy that is not needed
+        actions, stamps = self.plans[:, : min(before, width)], self.plans[:, -1:]
+        missing = jnp.zeros((self.capacity, max(width - before, 0)))
+        return dataclasses.replace(self, plans=jnp.concatenate([actions, missing, stamps], axis=-1))
 
     def write_plans(self, rows: Int[Array, " R"], plans: Float[Array, "R T A"], now: Int[Array, ""]) -> "Replay":
         """Keeps plans, refined after `now` updates, as the starts of the next visits."""
